@@ -1,0 +1,180 @@
+"""vmconsole.toml, read into frozen structs. An unknown key is an error, and so is a wrong type."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from vmconsole.errors import ConfigError
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class SSH(_Section):
+    """The ssh server. Seconds and bytes, as everywhere here."""
+
+    listen: tuple[str, ...] = ("tcp:2222",)
+    users: tuple[str, ...] = ("ovirt-vmconsole", "vmproxy")
+    host_keys: tuple[str, ...] = ("ssh_host_ed25519_key", "ssh_host_rsa_key")
+    kex: tuple[str, ...] = ()
+    ciphers: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
+    host_key_algorithms: tuple[str, ...] = ()
+    banner: str = ""
+
+
+class EmbeddedEngine(_Section):
+    """Our own engine, used when no ``engine.url`` is given."""
+
+    listen: str = "unix:engine.sock:mode=600"
+    certificate: str = ""
+    key: str = ""
+    ticket_ca: str = ""
+    database: str = "sqlite:///engine.db"
+
+
+class Engine(_Section):
+    """The engine that is asked; without ``url`` it is the embedded one."""
+
+    url: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    timeout: float = 5.0
+    cache_ttl: float = 5.0
+    embedded: EmbeddedEngine = EmbeddedEngine()
+
+
+class Hosts(_Section):
+    """How the name of a host becomes a libvirt URI."""
+
+    uri: str = "qemu+tls://{host}/system"
+    pki: str = ""
+    overrides: dict[str, str] = {}
+
+
+class Console(_Section):
+    """How consoles behave."""
+
+    escape: str = "^]"
+    backlog: int = 1048576
+
+
+class Limits(_Section):
+    """What one client may ask of us."""
+
+    login_grace: float = 30.0
+    auth_tries: int = 6
+    auth_queries: int = 64
+    sessions_per_connection: int = 8
+
+
+class State(_Section):
+    """Where we keep what we make."""
+
+    directory: str = ""
+
+
+class Config(_Section):
+    """The whole file. ``path`` makes a relative name absolute, under the state directory."""
+
+    ssh: SSH = SSH()
+    engine: Engine = Engine()
+    hosts: Hosts = Hosts()
+    console: Console = Console()
+    limits: Limits = Limits()
+    state: State = State()
+
+    @property
+    def state_directory(self) -> Path:
+        """The absolute state directory; it need not exist yet."""
+        return Path(self.state.directory)
+
+    def path(self, name: str) -> Path:
+        """``name`` below the state directory, or as it is when absolute."""
+        return self.state_directory / name
+
+    @property
+    def escape_byte(self) -> int | None:
+        """The escape character's value; None when there is none. Raises ConfigError."""
+        return _escape_byte(self.console.escape)
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Read the file; None: all defaults. Raises ConfigError with the file, the key and the cure."""
+    where = str(path) if path else "the default configuration"
+    try:
+        raw = tomllib.loads(path.read_text("utf-8")) if path else {}
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where} is no valid TOML: {error}.") from error
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    directory = Path(config.state.directory or _default_state(environ)).expanduser().absolute()
+    config = msgspec.structs.replace(config, state=State(directory=str(directory)))
+    try:
+        _check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return config
+
+
+def _default_state(environ: Mapping[str, str]) -> str:
+    # systemd sets a colon-separated list when the unit names several.
+    return environ.get("STATE_DIRECTORY", "").split(":")[0] or "~/.local/state/vmconsole"
+
+
+def _escape_byte(escape: str) -> int | None:
+    if not escape:
+        return None
+    if len(escape) == 2 and escape[0] == "^" and "@" <= escape[1].upper() <= "_":
+        return ord(escape[1].upper()) - 64
+    raise ConfigError(
+        f'console.escape = {escape!r}: write ^ and a letter or one of @[\\]^_ ("^]"), '
+        'or "" for none.'
+    )
+
+
+def _check(config: Config) -> None:
+    _escape_byte(config.console.escape)
+    positive = {
+        "engine.timeout": config.engine.timeout,
+        "console.backlog": config.console.backlog,
+        "limits.login_grace": config.limits.login_grace,
+        "limits.auth_tries": config.limits.auth_tries,
+        "limits.auth_queries": config.limits.auth_queries,
+        "limits.sessions_per_connection": config.limits.sessions_per_connection,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key} = {value}: it must be greater than 0.")
+    if config.engine.cache_ttl < 0:
+        raise ConfigError(f"engine.cache_ttl = {config.engine.cache_ttl}: 0 is the least.")
+    if config.ssh.listen and not config.ssh.users:
+        raise ConfigError("ssh.users is empty: nobody could log in. Name at least one.")
+    if config.ssh.listen and not config.ssh.host_keys:
+        raise ConfigError("ssh.host_keys is empty: name at least one file; it is made if missing.")
+    if config.engine.url:
+        if not config.engine.url.startswith(("https://", "http://")):
+            raise ConfigError(f"engine.url = {config.engine.url!r}: an https:// URL is needed.")
+        for key in ("certificate", "key"):
+            if not getattr(config.engine, key):
+                raise ConfigError(f"engine.{key} is missing: it signs the tickets for engine.url.")
+
+
+def default_path(environ: Mapping[str, str]) -> Path | None:
+    """The file to read when none is named: $VMCONSOLE_CONFIG, /etc/vmconsole/vmconsole.toml."""
+    named = environ.get("VMCONSOLE_CONFIG", "")
+    if named:
+        return Path(named)
+    usual = Path("/etc/vmconsole/vmconsole.toml")
+    return usual if os.access(usual, os.F_OK) else None

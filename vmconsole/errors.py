@@ -1,0 +1,47 @@
+"""What can go wrong, in words for the person who has to do something about it.
+
+Every error's text is one or two whole sentences, fit to be shown to a user as it is. Foreign
+errors (libvirt's, treq's, SQLAlchemy's) become one of these where they enter.
+"""
+
+from __future__ import annotations
+
+
+class VMConsoleError(Exception):
+    """The root of all our errors."""
+
+
+class ConfigError(VMConsoleError):
+    """The configuration, or a file that it names, is wrong. The text says where, and what to do."""
+
+
+class EngineError(VMConsoleError):
+    """The engine answered, and the answer is no use: refused, broken, or not to be understood."""
+
+
+class EngineUnreachable(EngineError):
+    """The engine gave no answer: refused, reset, timed out, or 502 to 504 from a gateway."""
+
+
+class ConsoleError(VMConsoleError):
+    """A console could not be opened, or could not go on."""
+
+
+class HostUnreachable(ConsoleError):
+    """The host's libvirtd does not answer, or does not let us in."""
+
+
+class ConsoleUnavailable(ConsoleError):
+    """The VM is there, but its console is not: off, no console device, or one that is no pty."""
+
+
+class ConsoleBusy(ConsoleError):
+    """Somebody else has the console open."""
+
+
+class ConsoleGone(ConsoleError):
+    """An open console ended, for the reason in the text."""
+
+
+class StoreError(VMConsoleError):
+    """The embedded engine's database refused what was asked of it."""

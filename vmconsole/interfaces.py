@@ -1,0 +1,117 @@
+"""The seams: what the parts promise each other, and the values that cross.
+
+Three seams, no more. ``ssh`` asks an ``IEngine`` who somebody is and what they may open, and
+``IConsoleEndpoints`` for the way to a guest; the embedded engine is an ``IDomainObserver`` of the
+hosts. Everything else is plain classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Literal
+
+import msgspec
+from zope.interface import Attribute, Interface
+
+Role = Literal["operator", "viewer"]
+
+
+class AuthorizedKey(msgspec.Struct, frozen=True):
+    """One public key of one user, as the engine tells it."""
+
+    user_id: str
+    user_name: str
+    blob: bytes
+    """The key in the wire format of RFC 4253, section 6.6."""
+
+
+class User(msgspec.Struct, frozen=True):
+    """Somebody whom the engine knows."""
+
+    id: str
+    name: str
+
+
+class ConsoleInfo(msgspec.Struct, frozen=True):
+    """A console that a user may open, and where it stands. The engine's own words, unescaped."""
+
+    vm_id: str
+    vm_name: str
+    host: str
+    console: str = "default"
+    role: Role = "operator"
+
+
+class DomainState(Enum):
+    """The states of a libvirt domain that matter to a console."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUT_OFF = "shut off"
+
+
+class Domain(msgspec.Struct, frozen=True):
+    """A VM as its host's libvirt tells it."""
+
+    id: str
+    """The UUID."""
+    name: str
+    state: DomainState
+    console_problem: str = ""
+    """Why its console cannot be opened even while it runs, and what to do; empty: it can."""
+
+
+class IEngine(Interface):
+    """Who may log in, and what they may open."""
+
+    def authorized_keys() -> Sequence[AuthorizedKey]:
+        """Coroutine: every key of every user. Raises EngineError."""
+
+    def consoles(user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
+        """Coroutine: the consoles that the user may open, sorted by name.
+
+        ``fresh`` passes by what is remembered of an earlier answer. Raises EngineError.
+        """
+
+
+class IConsoleEndpoints(Interface):
+    """The ways to the consoles of guests."""
+
+    def console_endpoint(console: ConsoleInfo) -> object:
+        """An IStreamClientEndpoint whose stream is the guest's console.
+
+        Its ``connect`` fails with a ConsoleError that says what is wrong and what to do. The
+        transport is an ITransport and IConsumer; when the console ends, the protocol's
+        ``connectionLost`` gets a ConsoleGone that says why.
+        """
+
+
+class IDomainObserver(Interface):
+    """Is told what stands on the hosts, on the reactor's thread."""
+
+    def domains_listed(host: str, domains: Sequence[Domain]) -> None:
+        """All domains of a host, at connect."""
+
+    def domain_changed(host: str, domain: Domain) -> None:
+        """A domain appeared, or changed its state or name."""
+
+    def domain_removed(host: str, domain_id: str) -> None:
+        """A domain is no longer known to the host (undefined, or was transient)."""
+
+    def host_lost(host: str, reason: str) -> None:
+        """The connection to the host ended, or could not be made; a next try follows by itself."""
+
+
+class IDomainSource(Interface):
+    """The hosts, for who wants to know what stands on them."""
+
+    observer = Attribute("The IDomainObserver that is told; None: nobody.")
+
+    def watch(host: str, uri: str) -> None:
+        """Keep a connection to ``host``, and tell the observer. ``uri`` may be empty: the rule
+        of the configuration. A second call with another URI reconnects. Raises ConfigError when
+        the URI is none that may be used."""
+
+    def unwatch(host: str) -> None:
+        """Close that connection and forget the host."""
