@@ -16,7 +16,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     pass
 
 
-class SSH(_Section):
+class SSH(_Section, frozen=True):
     """The ssh server. Seconds and bytes, as everywhere here."""
 
     listen: tuple[str, ...] = ("tcp:2222",)
@@ -29,7 +29,7 @@ class SSH(_Section):
     banner: str = ""
 
 
-class EmbeddedEngine(_Section):
+class EmbeddedEngine(_Section, frozen=True):
     """Our own engine, used when no ``engine.url`` is given."""
 
     listen: str = "unix:engine.sock:mode=600"
@@ -39,7 +39,7 @@ class EmbeddedEngine(_Section):
     database: str = "sqlite:///engine.db"
 
 
-class Engine(_Section):
+class Engine(_Section, frozen=True):
     """The engine that is asked; without ``url`` it is the embedded one."""
 
     url: str = ""
@@ -51,7 +51,7 @@ class Engine(_Section):
     embedded: EmbeddedEngine = EmbeddedEngine()
 
 
-class Hosts(_Section):
+class Hosts(_Section, frozen=True):
     """How the name of a host becomes a libvirt URI."""
 
     uri: str = "qemu+tls://{host}/system"
@@ -59,14 +59,14 @@ class Hosts(_Section):
     overrides: dict[str, str] = {}
 
 
-class Console(_Section):
+class Console(_Section, frozen=True):
     """How consoles behave."""
 
     escape: str = "^]"
     backlog: int = 1048576
 
 
-class Limits(_Section):
+class Limits(_Section, frozen=True):
     """What one client may ask of us."""
 
     login_grace: float = 30.0
@@ -75,13 +75,13 @@ class Limits(_Section):
     sessions_per_connection: int = 8
 
 
-class State(_Section):
+class State(_Section, frozen=True):
     """Where we keep what we make."""
 
     directory: str = ""
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole file. ``path`` makes a relative name absolute, under the state directory."""
 
     ssh: SSH = SSH()

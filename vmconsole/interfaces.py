@@ -1,7 +1,7 @@
 """The seams: what the parts promise each other, and the values that cross.
 
-Three seams, no more. ``ssh`` asks an ``IEngine`` who somebody is and what they may open, and
-``IConsoleEndpoints`` for the way to a guest; the embedded engine is an ``IDomainObserver`` of the
+``ssh`` asks an ``IEngine`` who somebody is and what they may open, and ``IConsoleEndpoints`` for
+the way to a guest; the embedded engine is an ``IDomainObserver`` of an ``IDomainSource``, the
 hosts. Everything else is plain classes.
 """
 
@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Literal
 
 import msgspec
+from twisted.internet.interfaces import IConsumer, ITransport
 from zope.interface import Attribute, Interface
 
 Role = Literal["operator", "viewer"]
@@ -65,11 +66,11 @@ class Domain(msgspec.Struct, frozen=True):
 class IEngine(Interface):
     """Who may log in, and what they may open."""
 
-    def authorized_keys() -> Sequence[AuthorizedKey]:
-        """Coroutine: every key of every user. Raises EngineError."""
+    async def authorized_keys() -> Sequence[AuthorizedKey]:
+        """Every key of every user. Raises EngineError."""
 
-    def consoles(user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
-        """Coroutine: the consoles that the user may open, sorted by name.
+    async def consoles(user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
+        """The consoles that the user may open, sorted by name.
 
         ``fresh`` passes by what is remembered of an earlier answer. Raises EngineError.
         """
@@ -82,9 +83,20 @@ class IConsoleEndpoints(Interface):
         """An IStreamClientEndpoint whose stream is the guest's console.
 
         Its ``connect`` fails with a ConsoleError that says what is wrong and what to do. The
-        transport is an ITransport and IConsumer; when the console ends, the protocol's
+        transport is an IConsoleTransport; when the console ends, the protocol's
         ``connectionLost`` gets a ConsoleGone that says why.
         """
+
+
+class IConsoleTransport(ITransport, IConsumer):
+    """The stream to a guest's console.
+
+    What is written is typed into the guest, at the pace at which the guest takes it; a push
+    producer that is registered is paused when too much waits. After ``loseConnection`` the
+    protocol's ``connectionLost`` comes at once: nobody waits for the host.
+    """
+
+    unsent = Attribute("Bytes that were written, and that the host has not confirmed.")
 
 
 class IDomainObserver(Interface):

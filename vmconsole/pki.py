@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
@@ -46,6 +47,10 @@ class Identity:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
+
+    def is_pair(self) -> bool:
+        """Whether the key is the certificate's."""
+        return self.certificate.public_key() == self.key.public_key()
 
     def save(self, certificate: Path, key: Path) -> None:
         """Write both files, the key with mode 0600. Raises OSError."""
@@ -111,6 +116,24 @@ def issue(
         alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
         builder = builder.add_extension(alternatives, critical=False)
     return Identity(builder.sign(authority.key, hashes.SHA256()), key)
+
+
+def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether ``authority`` signed ``certificate``. A self-signed one is issued by itself."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def extended_key_usages(certificate: x509.Certificate) -> frozenset[ObjectIdentifier] | None:
+    """What the certificate is for; None: it has no such extension. Raises ValueError."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except x509.ExtensionNotFound:
+        return None
+    return frozenset(extension.value)
 
 
 def _builder(

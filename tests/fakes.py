@@ -1,0 +1,163 @@
+"""Doubles for the seams: they implement the interfaces, and append to one list what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClientEndpoint
+from twisted.logger import LogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from vmconsole.errors import ConsoleError, VMConsoleError
+from vmconsole.interfaces import (
+    AuthorizedKey,
+    ConsoleInfo,
+    IConsoleEndpoints,
+    IConsoleTransport,
+    IEngine,
+)
+
+
+def console(name: str, vm_id: str = "", host: str = "node1") -> ConsoleInfo:
+    """A ConsoleInfo; the id is made of the name when none is given."""
+    return ConsoleInfo(vm_id=vm_id or f"id-{name}", vm_name=name, host=host)
+
+
+@implementer(IAddress)
+class GuestAddress:
+    """The address of a guest that is not there."""
+
+
+@implementer(IConsoleTransport)
+class GuestTransport:
+    """A stream to a guest that a test plays: ``typed`` is what it got."""
+
+    def __init__(self, protocol: Any) -> None:
+        self.protocol = protocol
+        self.typed = b""
+        self.unsent = 0
+        self.producer: Any = None
+        self.open = True
+
+    def write(self, data: bytes) -> None:
+        self.typed += data
+
+    def writeSequence(self, data: Any) -> None:
+        self.write(b"".join(data))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert streaming
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def loseConnection(self) -> None:
+        self.end(Failure(ConnectionDone()))
+
+    def getPeer(self) -> IAddress:
+        return GuestAddress()
+
+    def getHost(self) -> IAddress:
+        return GuestAddress()
+
+    # What the test, as the guest and its host, does.
+
+    def print(self, data: bytes) -> None:
+        """The guest prints."""
+        self.protocol.dataReceived(data)
+
+    def end(self, reason: Failure | ConsoleError) -> None:
+        """The stream ends."""
+        if self.open:
+            self.open = False
+            failure = reason if isinstance(reason, Failure) else Failure(reason)
+            self.protocol.connectionLost(failure)
+
+
+@implementer(IConsoleEndpoints)
+class Guests:
+    """Endpoints to guests in memory. ``answer`` decides how a connection goes: None, at once;
+    an exception, it fails; a Deferred, the test fires it."""
+
+    def __init__(self) -> None:
+        self.answer: ConsoleError | Deferred[None] | None = None
+        self.opened: list[GuestTransport] = []
+        self.cancelled = 0
+
+    @property
+    def guest(self) -> GuestTransport:
+        """The guest that was opened last."""
+        return self.opened[-1]
+
+    def console_endpoint(self, console: ConsoleInfo) -> IStreamClientEndpoint:
+        return GuestEndpoint(self)
+
+
+@implementer(IStreamClientEndpoint)
+class GuestEndpoint:
+    """See Guests."""
+
+    def __init__(self, guests: Guests) -> None:
+        self._guests = guests
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        answer = self._guests.answer
+        if isinstance(answer, ConsoleError):
+            return fail(answer)
+        waited: Deferred[None] = succeed(None)
+        if isinstance(answer, Deferred):
+            waited = Deferred(lambda _: self._cancelled())
+            answer.addCallback(lambda _: waited.callback(None))
+
+        def connected(_: None) -> Any:
+            protocol: Any = protocolFactory.buildProtocol(GuestAddress())
+            guest = GuestTransport(protocol)
+            self._guests.opened.append(guest)
+            protocol.makeConnection(guest)
+            return protocol
+
+        return waited.addCallback(connected)
+
+    def _cancelled(self) -> None:
+        self._guests.cancelled += 1
+
+
+@implementer(IEngine)
+class Engine:
+    """An engine whose answers a test sets; ``error`` makes every call fail."""
+
+    def __init__(self) -> None:
+        self.keys: list[AuthorizedKey] = []
+        self.vms: dict[str, list[ConsoleInfo]] = {}
+        self.fresh_vms: dict[str, list[ConsoleInfo]] = {}
+        self.error: VMConsoleError | None = None
+
+    async def authorized_keys(self) -> Sequence[AuthorizedKey]:
+        if self.error is not None:
+            raise self.error
+        return self.keys
+
+    async def consoles(self, user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
+        if self.error is not None:
+            raise self.error
+        if fresh and user_id in self.fresh_vms:
+            return self.fresh_vms[user_id]
+        return self.vms.get(user_id, [])
+
+
+class Events(LogPublisher):
+    """Collects log events; give it to a Logger as its observer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+        self.addObserver(self.seen.append)
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        """The audit events of this kind."""
+        return [seen for seen in self.seen if seen.get("event") == event]

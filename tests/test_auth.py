@@ -1,0 +1,302 @@
+"""Logging in: who is let in, who is told what, and how often one may try."""
+
+from __future__ import annotations
+
+import struct
+from hashlib import sha256
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from twisted.conch.ssh import userauth
+from twisted.conch.ssh.common import NS
+from twisted.conch.ssh.keys import Key
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.portal import IRealm
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tests.sshpair import ALICE, ALICE_KEY, SSHPair
+from vmconsole.config import SSH, Config, Limits
+from vmconsole.errors import EngineError, EngineUnreachable
+from vmconsole.interfaces import AuthorizedKey
+from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker, fingerprint
+
+SUCCESS = userauth.MSG_USERAUTH_SUCCESS
+FAILURE = userauth.MSG_USERAUTH_FAILURE
+PK_OK = userauth.MSG_USERAUTH_PK_OK
+
+
+def new_key() -> Key:
+    """A key that nobody knows."""
+    return Key(ed25519.Ed25519PrivateKey.generate())
+
+
+class AuthTestCase(SynchronousTestCase):
+    """A connection on which nobody has logged in yet."""
+
+    def setUp(self) -> None:
+        self.pair = SSHPair()
+        self.auth = self.pair.auth
+
+    def know(self, key: Key) -> None:
+        """Make ``key`` a key of Alice's."""
+        self.pair.engine.keys.append(AuthorizedKey(ALICE.id, ALICE.name, key.public().blob()))
+
+    def answers(self) -> list[int]:
+        """What the server has answered since the last look."""
+        self.pair.flush()
+        answers, self.auth.answers = self.auth.answers, []
+        return answers
+
+
+class LoginTests(AuthTestCase):
+    """The ways in, and the ways that are none."""
+
+    def test_seams(self) -> None:
+        """The checker and the realm are what cred takes."""
+        verifyObject(ICredentialsChecker, EngineKeyChecker(self.pair._lookup, ["a"]))
+        verifyObject(IRealm, ConsoleRealm(self.pair.commands, self.pair.clock, 8))
+
+    def test_known_key(self) -> None:
+        """A key that the engine knows logs in, under each of the configured names."""
+        for name in (b"vmproxy", b"ovirt-vmconsole"):
+            pair = SSHPair()
+            pair.auth.sign(name, ALICE_KEY)
+            pair.flush()
+            self.assertEqual(pair.auth.answers, [SUCCESS])
+
+    def test_query(self) -> None:
+        """A query is answered truthfully: yes for a known key, no for a stranger's."""
+        self.auth.query(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [PK_OK])
+        self.auth.query(b"vmproxy", new_key())
+        self.assertEqual(self.answers(), [FAILURE])
+
+    def test_strange_key(self) -> None:
+        """A stranger's key with a good signature is refused; the connection may try another."""
+        self.auth.sign(b"vmproxy", new_key())
+        self.assertEqual(self.answers(), [FAILURE])
+        self.auth.sign(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [SUCCESS])
+
+    def test_wrong_signature(self) -> None:
+        """A known key with somebody else's signature is refused."""
+        self.auth.sign(b"vmproxy", ALICE_KEY, signed_with=new_key())
+        self.assertEqual(self.answers(), [FAILURE])
+
+    def test_wrong_name(self) -> None:
+        """Another user name is refused without asking the engine, and told which would do."""
+        self.auth.sign(b"root", ALICE_KEY)
+        self.assertEqual(self.answers(), [FAILURE])
+        self.assertEqual(self.pair.lookups, [])
+        self.assertEqual(
+            self.auth.banners, ["[vmconsole: log in as ovirt-vmconsole or vmproxy.]\r\n"]
+        )
+
+    def test_only_publickey(self) -> None:
+        """No other method is offered, nor taken."""
+        for method, rest in (
+            (b"none", b""),
+            (b"password", b"\0" + NS(b"secret")),
+            (b"keyboard-interactive", NS(b"") + NS(b"")),
+            (b"hostbased", b""),
+        ):
+            self.auth.request(b"vmproxy", method, rest)
+            self.assertEqual(self.answers(), [FAILURE])
+        self.assertEqual(self.pair.server.service.supportedAuthentications, [b"publickey"])
+
+    def test_garbage(self) -> None:
+        """A request that cannot be parsed is refused, without a traceback in the log."""
+        blob = ALICE_KEY.public().blob()
+        for rest in (
+            b"",
+            b"\x01",
+            b"\x00" + NS(b"ssh-ed25519"),
+            b"\x00" + NS(b"ssh-ed25519") + NS(blob[:-5]),
+            b"\x00" + NS(b"ssh-ed25519") + NS(b""),
+            b"\x01" + NS(b"ssh-ed25519") + NS(blob),
+            b"\x01" + NS(b"ssh-ed25519") + NS(blob) + NS(b""),
+            b"\x01" + NS(b"ssh-ed25519") + NS(blob) + NS(b"\0" * 40),
+            b"\x01" + NS(b"ssh-ed25519") + NS(blob) + NS(NS(b"ssh-ed25519") + NS(b"short")),
+            b"\x00" + NS(b"ssh-dss") + NS(blob),
+            b"\x00" + NS(b"\xff\xfe") + NS(blob),
+        ):
+            pair = SSHPair()
+            pair.auth.request(b"vmproxy", b"publickey", rest)
+            pair.flush()
+            self.assertEqual(pair.auth.answers, [FAILURE], rest)
+            self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_pipelined(self) -> None:
+        """Requests sent without waiting are answered in order; after the success the rest is
+        void, and does not start a second session."""
+        self.auth.query(b"vmproxy", new_key())
+        self.auth.sign(b"vmproxy", ALICE_KEY)
+        self.auth.sign(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [FAILURE, SUCCESS])
+        self.assertEqual(len(self.pair.events.named("login_accepted")), 1)
+
+    def test_audit_of_a_refusal(self) -> None:
+        """A connection that ends without a login leaves one event: name, keys, address, why."""
+        self.auth.query(b"vmproxy", new_key())
+        stranger = new_key()
+        self.auth.sign(b"vmproxy", stranger)
+        self.answers()
+        self.pair.client_io.loseConnection()
+        self.pair.flush()
+        (event,) = self.pair.events.named("login_refused")
+        self.assertEqual(event["login_name"], "vmproxy")
+        self.assertEqual(event["fingerprints"][1], fingerprint(stranger.public().blob()))
+        self.assertEqual(event["address"], "192.0.2.7")
+        self.assertEqual(event["reason"], "the engine knows no user with this key")
+
+    def test_configured_banner(self) -> None:
+        """The configured banner is shown before the login."""
+        pair = SSHPair(Config(ssh=SSH(banner="Authorised users only.\nGo away.")))
+        self.assertEqual(pair.auth.banners, ["Authorised users only.\r\nGo away.\r\n"])
+
+
+class EngineTests(AuthTestCase):
+    """When the engine cannot say."""
+
+    def test_unreachable(self) -> None:
+        """The user is told, once, that it is the engine and not the key; no traceback."""
+        self.pair.engine.error = EngineUnreachable("refused")
+        self.auth.query(b"vmproxy", ALICE_KEY)
+        self.auth.query(b"vmproxy", new_key())
+        self.assertEqual(self.answers(), [FAILURE, FAILURE])
+        self.assertEqual(len(self.auth.banners), 1)
+        self.assertIn("the engine, which knows your key, does not answer", self.auth.banners[0])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_no_use(self) -> None:
+        """An answer that is no use is told apart from none."""
+        self.pair.engine.error = EngineError("403")
+        self.auth.query(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [FAILURE])
+        self.assertIn("gave no usable answer", self.auth.banners[0])
+
+
+class AlgorithmTests(AuthTestCase):
+    """Which keys and signatures are good enough."""
+
+    def test_good_ones(self) -> None:
+        """ecdsa of each curve, and RSA of 2048 bits and more with SHA-2, log in."""
+        rsa_key = Key(rsa.generate_private_key(65537, 2048))
+        cases = [(Key(ec.generate_private_key(curve())), b"") for curve in (
+            ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)]
+        cases += [(rsa_key, b"rsa-sha2-256"), (rsa_key, b"rsa-sha2-512")]
+        for key, algorithm in cases:
+            pair = SSHPair()
+            pair.engine.keys.append(AuthorizedKey("u", "u", key.public().blob()))
+            pair.auth.sign(b"vmproxy", key, algorithm)
+            pair.flush()
+            self.assertEqual(pair.auth.answers, [SUCCESS], key)
+
+    def test_sha1(self) -> None:
+        """RSA with SHA-1 is refused, also when the signature names it behind a better name."""
+        key = Key(rsa.generate_private_key(65537, 2048))
+        self.know(key)
+        self.auth.sign(b"vmproxy", key, b"ssh-rsa")
+        self.assertEqual(self.answers(), [FAILURE])
+        self.auth.sign(b"vmproxy", key, b"rsa-sha2-256", signature_algorithm=b"ssh-rsa")
+        self.assertEqual(self.answers(), [FAILURE])
+
+    def test_small_rsa(self) -> None:
+        """RSA below 2048 bits is refused."""
+        key = Key(rsa.generate_private_key(65537, 1024))
+        self.know(key)
+        self.auth.sign(b"vmproxy", key, b"rsa-sha2-512")
+        self.assertEqual(self.answers(), [FAILURE])
+
+    def test_algorithm_of_another_key(self) -> None:
+        """An algorithm that does not go with the key's type is refused at the query."""
+        self.auth.query(b"vmproxy", ALICE_KEY, b"rsa-sha2-512")
+        self.assertEqual(self.answers(), [FAILURE])
+
+    def test_security_key(self) -> None:
+        """A security key logs in when it was touched, and only then."""
+        raw = ed25519.Ed25519PrivateKey.generate()
+        name, application = b"sk-ssh-ed25519@openssh.com", b"ssh:"
+        blob = NS(name) + NS(raw.public_key().public_bytes_raw()) + NS(application)
+        for flags, expected in ((b"\x01", SUCCESS), (b"\x00", FAILURE)):
+            pair = SSHPair()
+            pair.engine.keys.append(AuthorizedKey("u", "u", blob))
+            rest = b"\x01" + NS(name) + NS(blob)
+            message = (
+                NS(pair.client.sessionID)
+                + bytes((userauth.MSG_USERAUTH_REQUEST,))
+                + NS(b"vmproxy")
+                + NS(b"ssh-connection")
+                + NS(b"publickey")
+                + rest
+            )
+            counter = struct.pack(">L", 7)
+            signed = sha256(application).digest() + flags + counter + sha256(message).digest()
+            signature = NS(name) + NS(raw.sign(signed)) + flags + counter
+            pair.auth.request(b"vmproxy", b"publickey", rest + NS(signature))
+            pair.flush()
+            self.assertEqual(pair.auth.answers, [expected])
+
+
+class LimitTests(AuthTestCase):
+    """How often one may try."""
+
+    def test_signatures(self) -> None:
+        """After auth_tries signatures the connection ends."""
+        for _ in range(self.pair.config.limits.auth_tries):
+            self.auth.sign(b"vmproxy", new_key())
+        self.assertEqual(self.answers(), [FAILURE] * 6)
+        self.auth.sign(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [])
+        self.assertEqual(
+            self.pair.client.disconnected, (14, b"too many authentication failures")
+        )
+
+    def test_queries(self) -> None:
+        """A client with many keys gets in: queries are counted apart, up to auth_queries."""
+        for _ in range(60):
+            self.auth.query(b"vmproxy", new_key())
+            self.assertEqual(self.answers(), [FAILURE])
+        self.auth.sign(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [SUCCESS])
+
+    def test_endless_queries(self) -> None:
+        """Beyond auth_queries the connection ends."""
+        for _ in range(self.pair.config.limits.auth_queries):
+            self.auth.query(b"vmproxy", new_key())
+            self.answers()
+        self.auth.query(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [])
+        self.assertIsNotNone(self.pair.client.disconnected)
+
+    def test_service_asked_for_again(self) -> None:
+        """Asking for the userauth service again does not start the count anew."""
+        for _ in range(6):
+            self.auth.sign(b"vmproxy", new_key())
+        self.answers()
+        self.pair.client.sendPacket(5, NS(b"ssh-userauth"))
+        self.pair.flush()
+        self.auth.sign(b"vmproxy", ALICE_KEY)
+        self.assertEqual(self.answers(), [])
+        self.assertIsNotNone(self.pair.client.disconnected)
+
+    def test_flood(self) -> None:
+        """Requests by the hundred without waiting for an answer end the connection."""
+        for _ in range(200):
+            self.auth.query(b"vmproxy", new_key())
+        self.pair.engine.keys.clear()
+        self.answers()
+        self.assertIsNotNone(self.pair.client.disconnected)
+
+    def test_grace(self) -> None:
+        """Who has not logged in when login_grace is over is disconnected; a user is not."""
+        self.pair.advance(29)
+        self.assertIsNone(self.pair.client.disconnected)
+        self.pair.advance(2)
+        self.assertEqual(
+            self.pair.client.disconnected, (11, b"no login within the time limit")
+        )
+        pair = SSHPair(Config(limits=Limits(login_grace=5)))
+        pair.login()
+        pair.advance(60)
+        self.assertIsNone(pair.client.disconnected)

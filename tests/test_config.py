@@ -1,0 +1,86 @@
+"""vmconsole.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from vmconsole import config
+from vmconsole.errors import ConfigError
+
+
+class ConfigTests(SynchronousTestCase):
+    """What is read, and what is told."""
+
+    def load(self, text: str, **environ: str) -> config.Config:
+        path = Path(self.mktemp())
+        path.write_text(text)
+        return config.load(path, environ)
+
+    def test_defaults(self) -> None:
+        """Without a file all is as the contract says; the state is in the home directory."""
+        loaded = config.load(None, {})
+        self.assertEqual(loaded.ssh.listen, ("tcp:2222",))
+        self.assertEqual(loaded.ssh.users, ("ovirt-vmconsole", "vmproxy"))
+        self.assertEqual(loaded.state_directory, Path("~/.local/state/vmconsole").expanduser())
+        self.assertEqual(loaded.escape_byte, 0x1D)
+
+    def test_example(self) -> None:
+        """The example in etc/ is valid, and its values are the defaults."""
+        example = Path(__file__).parent.parent / "etc" / "vmconsole.toml"
+        environ = {"STATE_DIRECTORY": "/var/lib/vmconsole"}
+        self.assertEqual(config.load(example, environ), config.load(None, environ))
+        commented = "\n".join(
+            line.removeprefix("#") if line.startswith("#") and " = " in line else line
+            for line in example.read_text().splitlines()
+        )
+        self.assertTrue(tomllib.loads(commented))
+
+    def test_state_directory(self) -> None:
+        """systemd's $STATE_DIRECTORY is used, the first when there are several; a configured one
+        comes first. Relative names are below it, absolute ones are not."""
+        loaded = self.load("", STATE_DIRECTORY="/var/lib/a:/var/lib/b")
+        self.assertEqual(loaded.path("x"), Path("/var/lib/a/x"))
+        self.assertEqual(loaded.path("/etc/x"), Path("/etc/x"))
+        loaded = self.load('[state]\ndirectory = "/srv"', STATE_DIRECTORY="/var/lib/a")
+        self.assertEqual(loaded.path("x"), Path("/srv/x"))
+
+    def test_mistakes(self) -> None:
+        """Each mistake is told with the file, the key, and what would be right."""
+        for text, told in (
+            ("[ssh]\nlisten_on = 1", "listen_on"),
+            ("[nonsense]\n", "nonsense"),
+            ("[ssh]\nlisten = 2222", "$.ssh.listen"),
+            ("[ssh", "no valid TOML"),
+            ('[console]\nescape = "X"', "console.escape"),
+            ("[limits]\nlogin_grace = 0", "limits.login_grace"),
+            ("[engine]\ncache_ttl = -1", "engine.cache_ttl"),
+            ('[engine]\nurl = "engine"', "engine.url"),
+            ('[engine]\nurl = "https://e/"', "engine.certificate is missing"),
+            ("[ssh]\nusers = []", "ssh.users is empty"),
+            ("[ssh]\nhost_keys = []", "ssh.host_keys is empty"),
+        ):
+            with self.assertRaises(ConfigError) as caught:
+                self.load(text)
+            self.assertIn(told, str(caught.exception))
+            self.assertIn("_trial_temp" if "_trial" in self.mktemp() else "/", str(caught.exception))
+
+    def test_unreadable(self) -> None:
+        """A file that is not there, or no text, is told."""
+        with self.assertRaises(ConfigError) as caught:
+            config.load(Path("/nonexistent/vmconsole.toml"), {})
+        self.assertIn("/nonexistent/vmconsole.toml cannot be read", str(caught.exception))
+        path = Path(self.mktemp())
+        path.write_bytes(b"\xff\xfe")
+        self.assertRaises(ConfigError, config.load, path, {})
+
+    def test_escape(self) -> None:
+        """The escape is ^ and a letter; "" is none."""
+        self.assertEqual(self.load('[console]\nescape = "^a"').escape_byte, 1)
+        self.assertIsNone(self.load('[console]\nescape = ""').escape_byte)
+
+    def test_default_path(self) -> None:
+        """$VMCONSOLE_CONFIG names the file when the command line does not."""
+        self.assertEqual(config.default_path({"VMCONSOLE_CONFIG": "/x"}), Path("/x"))

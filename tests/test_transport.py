@@ -1,0 +1,165 @@
+"""The hardened transport: what is offered, and what happens to packets that make no sense."""
+
+from __future__ import annotations
+
+import struct
+
+from twisted.conch.ssh.common import NS, getNS
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import console
+from tests.sshpair import ALICE, SSHPair
+from vmconsole.config import SSH, Config, Limits
+from vmconsole.errors import ConfigError
+from vmconsole.ssh.transport import choose_algorithms
+
+
+def offered(pair: SSHPair) -> list[list[bytes]]:
+    """The name lists of the server's KEXINIT (RFC 4253, section 7.1)."""
+    strings = getNS(pair.client.otherKexInitPayload[17:], 10)[:-1]
+    return [string.split(b",") for string in strings]
+
+
+class OfferTests(SynchronousTestCase):
+    """The algorithms that a client sees."""
+
+    def test_nothing_weak(self) -> None:
+        """No SHA-1, CBC, DSA, MD5 or compression; ML-KEM first."""
+        lists = offered(SSHPair())
+        self.assertEqual(
+            lists[0],
+            [
+                b"mlkem768x25519-sha256",
+                b"curve25519-sha256",
+                b"curve25519-sha256@libssh.org",
+                b"ext-info-s",
+            ],
+        )
+        self.assertEqual(lists[1], [b"ssh-ed25519"])
+        self.assertEqual(lists[2], [b"aes256-ctr", b"aes128-ctr"])
+        self.assertEqual(lists[4], [b"hmac-sha2-256", b"hmac-sha2-512"])
+        self.assertEqual(lists[6], [b"none"])
+
+    def test_configured(self) -> None:
+        """The configured lists are what is offered, in their order."""
+        pair = SSHPair(Config(ssh=SSH(ciphers=("aes128-ctr",), macs=("hmac-sha2-512",))))
+        self.assertEqual(offered(pair)[2], [b"aes128-ctr"])
+        self.assertEqual(offered(pair)[4], [b"hmac-sha2-512"])
+
+    def test_unknown_or_weak(self) -> None:
+        """A name that is unknown or weak is refused at the start, with what is possible."""
+        for kind, name in (
+            ("ciphers", "aes256-cbc"),
+            ("macs", "hmac-sha1"),
+            ("kex", "diffie-hellman-group14-sha1"),
+            ("host_key_algorithms", "ssh-dss"),
+            ("kex", "no-such-thing"),
+        ):
+            with self.assertRaises(ConfigError) as caught:
+                choose_algorithms(kind, [name])
+            self.assertIn(name, str(caught.exception))
+            self.assertIn("Possible: ", str(caught.exception))
+
+    def test_user_keys_are_told(self) -> None:
+        """server-sig-algs (RFC 8308) names the user keys that are taken, not our host keys."""
+        told = SSHPair().client.peerExtensions[b"server-sig-algs"].split(b",")
+        self.assertIn(b"ecdsa-sha2-nistp256", told)
+        self.assertIn(b"sk-ssh-ed25519@openssh.com", told)
+        self.assertNotIn(b"ssh-rsa", told)
+
+    def test_version(self) -> None:
+        """The version string names the product, and no version of it."""
+        self.assertEqual(SSHPair().client.otherVersionString, b"SSH-2.0-vmconsole")
+
+
+class BrokenPacketTests(SynchronousTestCase):
+    """Packets that make no sense end their connection cleanly, and leave no traceback."""
+
+    def broken(self, number: int, payload: bytes, login: bool = True) -> None:
+        """Send one packet and see the connection end with PROTOCOL_ERROR."""
+        pair = SSHPair()
+        if login:
+            pair.login()
+        pair.client.sendPacket(number, payload)
+        pair.flush()
+        self.assertEqual(pair.client.disconnected, (2, b"protocol error"), (number, payload))
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_unknown_channel(self) -> None:
+        """Data, requests, windows, ends for a channel that is not there."""
+        for number in (93, 94, 95, 96, 97, 98):
+            self.broken(number, struct.pack(">LL", 99, 1) + NS(b"x") + b"\0" * 8)
+
+    def test_stray_answers(self) -> None:
+        """Answers to requests that were never made."""
+        for number in (81, 82):
+            self.broken(number, b"")
+
+    def test_short_packets(self) -> None:
+        """Packets that end too early, before and after the login."""
+        for number in (80, 90, 93, 94, 98):
+            self.broken(number, b"\0")
+        self.broken(50, b"\0\0", login=False)
+        self.broken(5, b"\0", login=False)
+
+    def test_large_packet_before_login(self) -> None:
+        """A packet of more than 35,000 bytes is refused before the login, and taken after."""
+        pair = SSHPair()
+        pair.client.sendPacket(2, NS(b"x" * 100000))
+        pair.flush()
+        self.assertEqual(pair.client.disconnected, (2, b"protocol error"))
+        pair = SSHPair()
+        pair.login()
+        pair.client.sendPacket(2, NS(b"x" * 100000))
+        pair.flush()
+        self.assertIsNone(pair.client.disconnected)
+
+
+class ConnectionTests(SynchronousTestCase):
+    """What a user who is logged in may open."""
+
+    def setUp(self) -> None:
+        self.pair = SSHPair(Config(limits=Limits(sessions_per_connection=2)))
+        self.pair.engine.vms[ALICE.id] = [console("vm1")]
+        self.pair.login()
+
+    def test_no_forwarding(self) -> None:
+        """Channels other than sessions are refused, and so are all global requests."""
+        from tests.sshpair import ClientChannel
+
+        for name in (b"direct-tcpip", b"forwarded-tcpip", b"x11", b"\xff"):
+            channel = ClientChannel()
+            channel.name = name
+            channel.logPrefix = lambda: "test"  # type: ignore[method-assign]
+            self.pair.connection.openChannel(channel)
+            self.pair.flush()
+            self.assertTrue(channel.open_failed)
+        for name in (b"tcpip-forward", b"keepalive@openssh.com", b"\xff"):
+            d = self.pair.connection.sendGlobalRequest(name, b"", wantReply=True)
+            self.pair.flush()
+            self.failureResultOf(d)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_sessions_per_connection(self) -> None:
+        """So many sessions and no more; one that is closed makes room again."""
+        first, _second = self.pair.open(), self.pair.open()
+        self.assertTrue(self.pair.open().open_failed)
+        first.loseConnection()
+        self.pair.flush()
+        self.assertFalse(self.pair.open().open_failed)
+
+    def test_one_session_of_two(self) -> None:
+        """A session that ends leaves the others of its connection alone."""
+        console_channel = self.pair.run(b"vm1", pty=True)
+        self.assertEqual(self.pair.run(b"list").status, 0)
+        self.pair.type(console_channel, b"still here")
+        self.assertEqual(self.pair.guests.guest.typed, b"still here")
+
+    def test_rekey(self) -> None:
+        """The client may exchange keys anew while a console is open; nothing is lost."""
+        channel = self.pair.run(b"vm1", pty=True)
+        for round_ in range(3):
+            self.pair.client.sendKexInit()
+            self.pair.guests.guest.print(b"during %d;" % round_)
+            self.pair.flush()
+        self.assertTrue(channel.output.endswith(b"during 0;during 1;during 2;"))

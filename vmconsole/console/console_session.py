@@ -1,0 +1,206 @@
+"""Joins a user's ssh channel and an Attachment: keystrokes one way, the screen the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IConsumer,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+    ITransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from vmconsole.console.console import Attachment, ConsolePool
+from vmconsole.console.escape import Command, EscapeScanner, escape_name
+from vmconsole.interfaces import ConsoleInfo
+from vmconsole.text import printable
+
+# Seconds after a lone escape character until the help line is shown.
+HELP_AFTER = 0.7
+# Seconds until somebody who waits for a console is told that it takes longer.
+CONNECTING_AFTER = 1.0
+# Seconds that the guest has to take what was typed, after the client's end of input.
+LAST_INPUT = 5.0
+_LAST_INPUT_POLL = 0.05
+
+_CTRL_C = b"\x03"
+# Attributes off, cursor visible: what a guest may have left behind on the user's terminal.
+_TERMINAL_RESET = b"\x1b[0m\x1b[?25h"
+
+
+class Screen(Protocol):
+    """The guest's output, on its way to the user's channel."""
+
+    def __init__(self, channel: IConsumer, opened: Callable[[Attachment], None]) -> None:
+        self._channel = channel
+        self._opened = opened
+        self.ended: Deferred[BaseException] = Deferred()
+
+    def connectionMade(self) -> None:
+        """From here on the channel holds the output back when the user is slow."""
+        attachment = cast(Attachment, self.transport)
+        self._channel.registerProducer(attachment, True)
+        self._opened(attachment)
+
+    def dataReceived(self, data: bytes) -> None:
+        """The guest printed."""
+        self._channel.write(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The console is closed."""
+        self._channel.unregisterProducer()
+        self.ended.callback(reason.value)
+
+
+@implementer(IHalfCloseableProtocol)
+class ConsoleSession(Protocol):
+    """One user on one console; the protocol on the user's channel.
+
+    Keys that are typed before the console is open wait for it, and the channel's window bounds
+    how many can.
+    """
+
+    transport: ITransport
+
+    def __init__(
+        self, info: ConsoleInfo, pool: ConsolePool, clock: IReactorTime, escape: int | None
+    ) -> None:
+        self._info = info
+        self._name = printable(info.vm_name)
+        self._pool = pool
+        self._clock = clock
+        self._escape = escape
+        self._scanner = EscapeScanner(escape)
+        self._early = bytearray()
+        self._connecting: Deferred[Attachment] | None = None
+        self._told_connecting = False
+        self._attachment: Attachment | None = None
+        self._help: IDelayedCall | None = None
+        self._input_ended = False
+        self._left = ""
+
+    async def open(self, holder: str) -> Attachment:
+        """Open the console and join it to the channel. Raises ConsoleError, and CancelledError
+        when the user gave up meanwhile, or the channel closed."""
+        if self._left:
+            raise CancelledError
+        self._screen = Screen(cast(IConsumer, self.transport), self._opened)
+        self._connecting = Deferred.fromCoroutine(
+            self._pool.attach(self._info, holder, self._screen)
+        )
+        slow = self._clock.callLater(CONNECTING_AFTER, self._tell_connecting)
+        try:
+            return await self._connecting
+        finally:
+            self._connecting = None
+            if slow.active():
+                slow.cancel()
+
+    async def ended(self) -> str:
+        """Wait until it is over, say why on the user's screen, and return the reason."""
+        error = await self._screen.ended
+        self._attachment = None
+        self._stop_help()
+        reason = self._left if isinstance(error, ConnectionDone) else str(error)
+        self.transport.write(_TERMINAL_RESET)
+        self._say(reason)
+        return reason
+
+    # --- Protocol: from the user
+
+    def dataReceived(self, data: bytes) -> None:
+        """The user typed."""
+        self._stop_help()
+        if self._told_connecting and self._attachment is None and _CTRL_C in data:
+            self._leave(f"You gave up {self._name}.")
+            return
+        for item in self._scanner.feed(data):
+            if isinstance(item, bytes):
+                self._type(item)
+            elif item is Command.LEAVE:
+                self._leave(f"You left {self._name}.")
+                return
+            else:
+                self._tell_help()
+        if self._scanner.pending:
+            self._help = self._clock.callLater(HELP_AFTER, self._tell_help)
+
+    def readConnectionLost(self) -> None:
+        """The client's input ended: leave, once the guest's host has taken what was typed."""
+        self._input_ended = True
+        if self._attachment is not None:
+            self._leave_when_sent(self._clock.seconds() + LAST_INPUT)
+
+    def writeConnectionLost(self) -> None:
+        """Never comes for an ssh channel."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The channel is gone."""
+        self._stop_help()
+        self._leave("The ssh connection ended.")
+
+    # ---
+
+    def _leave(self, reason: str) -> None:
+        self._left = self._left or reason
+        if self._attachment is not None:
+            self._attachment.loseConnection()
+        elif self._connecting is not None:
+            self._connecting.cancel()
+
+    def _opened(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._say(f"{self._name} on {printable(self._info.host)}. {self._how_to_leave()}")
+        early, self._early = bytes(self._early), bytearray()
+        if early:
+            attachment.write(early)
+            cast(IPushProducer, self.transport).resumeProducing()
+        attachment.registerProducer(cast(IPushProducer, self.transport), True)
+        if self._input_ended:
+            self._leave_when_sent(self._clock.seconds() + LAST_INPUT)
+
+    def _type(self, data: bytes) -> None:
+        if self._attachment is not None:
+            self._attachment.write(data)
+        else:
+            self._early += data
+            cast(IPushProducer, self.transport).pauseProducing()
+
+    def _leave_when_sent(self, deadline: float) -> None:
+        attachment = self._attachment
+        if attachment and attachment.unsent and self._clock.seconds() < deadline:
+            self._clock.callLater(_LAST_INPUT_POLL, self._leave_when_sent, deadline)
+        else:
+            self._leave(f"The input ended; you left {self._name}.")
+
+    def _tell_connecting(self) -> None:
+        self._told_connecting = True
+        self._say(f"Connecting to {self._name} on {printable(self._info.host)}... Ctrl-C gives up.")
+
+    def _tell_help(self) -> None:
+        if self._escape is not None:
+            key = escape_name(self._escape)
+            self._say(f"{key} . leaves, {key} {key} sends {key}, {key} ? shows this.")
+
+    def _how_to_leave(self) -> str:
+        if self._escape is None:
+            return "To leave, end ssh: Enter, ~, ."
+        key = escape_name(self._escape)
+        return f"To leave: {key} . (help: {key} ?)"
+
+    def _say(self, text: str) -> None:
+        self.transport.write(f"\r\n[vmconsole: {text}]\r\n".encode())
+
+    def _stop_help(self) -> None:
+        if self._help is not None and self._help.active():
+            self._help.cancel()
+        self._help = None

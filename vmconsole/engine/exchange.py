@@ -1,0 +1,170 @@
+"""One HTTP request and its whole reply, limited in time and size; its failures in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.error import ConnectError, ConnectionLost
+from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import (
+    RequestTransmissionFailed,
+    ResponseDone,
+    ResponseFailed,
+    ResponseNeverReceived,
+)
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IBodyProducer, IResponse
+from zope.interface import implementer
+
+from vmconsole.errors import EngineError, EngineUnreachable
+from vmconsole.text import printable
+
+MAX_REPLY_BYTES = 256 * 1024 * 1024
+
+
+async def post(
+    http: HTTPClient, url: str, body: bytes, clock: IReactorTime, timeout: float, max_reply: int
+) -> tuple[int, bytes]:
+    """POST ``body`` as text/plain; the status and the reply's body.
+
+    Raises EngineUnreachable when no whole answer came within ``timeout`` seconds, EngineError
+    when it is larger than ``max_reply`` bytes, is no HTTP, or TLS does not trust the engine.
+    """
+    exchange = Deferred.fromCoroutine(_exchange(http, url, body, clock, max_reply))
+    exchange.addTimeout(timeout, clock)
+    try:
+        return await exchange
+    except EngineError:
+        raise
+    except TimeoutError:
+        raise EngineUnreachable(
+            f"The engine at {url} gave no answer within {timeout:g} seconds."
+        ) from None
+    except Exception as error:
+        raise _translated(url, error) from error
+
+
+async def _exchange(
+    http: HTTPClient, url: str, body: bytes, clock: IReactorTime, max_reply: int
+) -> tuple[int, bytes]:
+    response = await http.post(
+        url,
+        data=_Body(body),
+        headers=Headers({"Content-Type": ["text/plain"]}),
+        # A ticket is for this engine only.
+        allow_redirects=False,
+        unbuffered=True,
+        # Only its callLater is used, and without a timeout here not even that.
+        reactor=cast(Any, clock),
+    )
+    # Also when the status says all: an unread reply would keep the connection open.
+    return response.code, await _Reply.read(response, max_reply)
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """A few KiB, written at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Nothing is left to hold back."""
+
+    def resumeProducing(self) -> None:
+        """Nothing is left to go on with."""
+
+    def stopProducing(self) -> None:
+        """Nothing is left to stop."""
+
+
+class _Reply(Protocol):
+    """Collects a reply's body, up to ``limit`` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._done: Deferred[bytes] | None = Deferred(self._cancelled)
+
+    @classmethod
+    def read(cls, response: IResponse, limit: int) -> Deferred[bytes]:
+        """The body. Cancelling closes the connection."""
+        reply = cls(limit)
+        done = reply._done
+        assert done is not None
+        response.deliverBody(reply)
+        return done
+
+    def dataReceived(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._chunks.append(data)
+            return
+        done = self._stop()
+        if done is not None:
+            done.errback(EngineError(f"The engine's answer is larger than {self._limit} bytes."))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        done, self._done = self._done, None
+        if done is None:
+            return
+        # Without a length the end of the connection is the end; what is cut shows in the JSON.
+        if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
+            done.callback(b"".join(self._chunks))
+        else:
+            done.errback(reason)
+
+    def _cancelled(self, _: Deferred[bytes]) -> None:
+        self._stop()
+
+    def _stop(self) -> Deferred[bytes] | None:
+        self._chunks.clear()
+        # Unlike loseConnection it does not wait for TLS's goodbye from the other side.
+        cast(IPushProducer, self.transport).stopProducing()
+        done, self._done = self._done, None
+        return done
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    for reason in getattr(error, "reasons", ()):
+        if isinstance(reason, Failure) and reason.value is not None:
+            yield from _causes(reason.value)
+
+
+def _translated(url: str, error: Exception) -> EngineError:
+    causes = list(_causes(error))
+    last = printable(str(causes[-1])).rstrip(".") or type(causes[-1]).__name__
+    for cause in causes:
+        if isinstance(cause, VerificationError):
+            return EngineError(
+                f"The certificate of {url} is not for that name: look at engine.url, or at the "
+                "names in the engine's certificate."
+            )
+        if isinstance(cause, SSL.Error) and "certificate verify failed" in str(cause):
+            return EngineError(
+                f"The certificate of {url} was not issued by a CA that we trust, or has expired: "
+                "look at engine.ca."
+            )
+        if isinstance(cause, SSL.Error) and "unexpected eof" not in str(cause) and cause.args:
+            return EngineError(f"TLS with {url} failed: {last}.")
+    if isinstance(causes[-1], (OSError, ConnectError, ConnectionLost)):
+        return EngineUnreachable(f"The engine at {url} does not answer: {last}.")
+    if isinstance(error, (ResponseNeverReceived, ResponseFailed, RequestTransmissionFailed)):
+        kind = type(causes[-1]).__name__
+        return EngineUnreachable(f"The engine at {url} gave no whole answer: {last} ({kind}).")
+    return EngineError(f"The engine at {url} cannot be asked: {last}.")

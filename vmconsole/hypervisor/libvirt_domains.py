@@ -1,0 +1,116 @@
+"""Domains as libvirt tells them: plain functions that wait for the host.
+
+A virDomain keeps its connection open, so none leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+from vmconsole.hypervisor.libvirt_errors import NO_CONSOLE, NO_DOMAIN, NO_PTY
+from vmconsole.interfaces import Domain, DomainState
+from vmconsole.text import printable
+
+# virDomainState, virDomainShutoffReason and virDomainPausedReason: stable numbers.
+_PAUSED, _SHUT_OFF, _CRASHED, _PM_SUSPENDED = 3, 5, 6, 7
+_PAUSED_MIGRATION = 2
+_SHUT_OFF_REASONS = {
+    2: "was powered off",
+    3: "crashed",
+    4: "moved to another host",
+    5: "was saved to disk",
+    6: "failed: see its log on the host",
+}
+_STATES = {
+    _PAUSED: DomainState.PAUSED,
+    _PM_SUSPENDED: DomainState.PAUSED,
+    _SHUT_OFF: DomainState.SHUT_OFF,
+    _CRASHED: DomainState.SHUT_OFF,
+}
+_CONSOLE_KINDS = {"unix": "a unix socket", "tcp": "a TCP socket", "udp": "a UDP socket"}
+
+
+def list_domains(connection: Any) -> list[Domain]:
+    """All domains of an open virConnect, sorted by name. Raises libvirtError.
+
+    Follows virConnectListAllDomains.
+    """
+    found = [_described(domain) for domain in connection.listAllDomains()]
+    return sorted((domain for domain in found if domain), key=lambda domain: domain.name)
+
+
+def find_domain(connection: Any, vm_id: str) -> Domain | None:
+    """One domain by its UUID; None: the host does not know it. Raises libvirtError."""
+    domain = _lookup(connection, vm_id)
+    return None if domain is None else _described(domain)
+
+
+def console_ending(connection: Any, vm_id: str) -> str | None:
+    """What became of a domain whose console ended, as a verb; empty: it goes on running.
+
+    None: the host does not know it any more. Raises libvirtError. Follows virDomainGetState.
+    """
+    domain = _lookup(connection, vm_id)
+    state = None if domain is None else _state(domain)
+    if state is None:
+        return None
+    if state == (_PAUSED, _PAUSED_MIGRATION):
+        return "moved to another host"
+    if state[0] == _CRASHED:
+        return "crashed"
+    if state[0] == _SHUT_OFF:
+        return _SHUT_OFF_REASONS.get(state[1], "was shut off")
+    return ""
+
+
+def console_problem(xml: str) -> str:
+    """Why the console in a domain's XML cannot be opened; empty: it can."""
+    devices = ElementTree.fromstring(xml).find("devices")
+    if devices is None:
+        return NO_CONSOLE
+    # libvirt opens the first console, or the first serial port of a domain without.
+    for device in (devices.find("console"), devices.find("serial")):
+        if device is not None:
+            kind = device.get("type", "pty")
+            said = _CONSOLE_KINDS.get(kind, "a device")
+            return (
+                ""
+                if kind == "pty"
+                else f"its console is {said} (type='{printable(kind)}'), {NO_PTY}"
+            )
+    return NO_CONSOLE
+
+
+def _lookup(connection: Any, vm_id: str) -> Any:
+    return _unless_gone(lambda: connection.lookupByUUIDString(vm_id))
+
+
+def _described(domain: Any) -> Domain | None:
+    state = _state(domain)
+    xml = _unless_gone(domain.XMLDesc)
+    if state is None or xml is None:
+        return None
+    return Domain(
+        id=domain.UUIDString(),
+        name=domain.name(),
+        state=_STATES.get(state[0], DomainState.RUNNING),
+        console_problem=console_problem(xml),
+    )
+
+
+def _state(domain: Any) -> tuple[int, int] | None:
+    found = _unless_gone(domain.state)
+    return None if found is None else (found[0], found[1])
+
+
+def _unless_gone(call: Callable[[], Any]) -> Any:
+    """What libvirt answers; None when the domain went away meanwhile."""
+    try:
+        return call()
+    except Exception as error:
+        code = getattr(error, "get_error_code", None)
+        if code is None or code() != NO_DOMAIN:
+            raise
+        return None

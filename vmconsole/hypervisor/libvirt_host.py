@@ -1,0 +1,325 @@
+"""The hosts, as libvirt's clients see them: their URIs, threads and connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from vmconsole import config
+from vmconsole.errors import ConfigError, ConsoleGone, ConsoleUnavailable, HostUnreachable
+from vmconsole.hypervisor.host_threads import HostThreads
+from vmconsole.hypervisor.libvirt_connection import Connection
+from vmconsole.hypervisor.libvirt_control import Control
+from vmconsole.hypervisor.libvirt_domains import list_domains
+from vmconsole.hypervisor.libvirt_errors import host_unreachable
+from vmconsole.hypervisor.libvirt_eventloop import IHostReactor, LibvirtEventLoop
+from vmconsole.hypervisor.libvirt_stream import ConsoleEndpoint, ConsoleStream
+from vmconsole.hypervisor.libvirt_uri import host_uri
+from vmconsole.interfaces import (
+    ConsoleInfo,
+    Domain,
+    IConsoleEndpoints,
+    IDomainObserver,
+    IDomainSource,
+)
+from vmconsole.text import printable
+
+__all__ = ["Host", "HostPool", "list_domains"]
+
+T = TypeVar("T")
+
+# Seconds.
+_STOPPING = 3.0
+_UNUSED = 60.0
+
+MakePool = Callable[[int, int, str], ThreadPool]
+
+
+class Host:
+    """One host: its URI, its threads, its control connection, its open consoles."""
+
+    # Threads for each console: one for a call that a stuck guest holds up, one to leave it.
+    _THREADS = 2
+
+    def __init__(
+        self,
+        reactor: IHostReactor,
+        libvirt: Any,
+        name: str,
+        uri: str,
+        pki: str = "",
+        make_pool: MakePool | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        """``pki`` is named in errors; ``timeout`` is for the opening of anything, in seconds."""
+        self.reactor = reactor
+        self.libvirt = libvirt
+        self.name = name
+        self.uri = uri
+        self.timeout = timeout
+        self.threads = HostThreads(reactor, name, make_pool)
+        self._pki = pki
+        self._control: Control | None = None
+        self._observer: IDomainObserver | None = None
+        self._consoles = 0
+        self._streams: set[ConsoleStream] = set()
+        self._leaving: dict[ConsoleStream, Deferred[None]] = {}
+
+    @property
+    def is_watched(self) -> bool:
+        """Somebody is told of its domains."""
+        return self._observer is not None
+
+    @property
+    def in_use(self) -> bool:
+        """It is watched, or a console is open, being opened or being closed."""
+        return self._observer is not None or self._consoles > 0
+
+    def connect(self) -> Connection:
+        """A new connection. It waits: for a thread. Raises HostUnreachable."""
+        try:
+            return Connection(self.reactor, self.libvirt, self.uri)
+        except self.libvirt.libvirtError as error:
+            problem = host_unreachable(error, self.name, self._pki)
+        raise problem
+
+    def open_connection(self) -> Deferred[Connection]:
+        """A new connection. Fails with HostUnreachable, at the latest after ``timeout``."""
+        return self.threads.call(self.connect, self.timeout, Connection.close)
+
+    async def ask(self, function: Callable[[Any], T], limit: float) -> T:
+        """What ``function``, called in a thread with the control connection's virConnect, returns.
+
+        Raises HostUnreachable, also after ``limit`` seconds.
+        """
+        if self._control is None:
+            raise HostUnreachable("vmconsole is stopping.")
+        return await self._control.ask(function, limit)
+
+    def watch(self, observer: IDomainObserver | None) -> None:
+        """Tell ``observer`` of the domains, from a new control connection; None: stop that."""
+        self._observer = observer
+        self._drop_control()
+        self._keep_control()
+
+    def move(self, uri: str) -> None:
+        """Use another URI from now on; open consoles stay."""
+        self.uri = uri
+        self._drop_control()
+        self._keep_control()
+
+    # What consoles tell of themselves.
+
+    def console_opening(self) -> None:
+        """A console is about to be opened; ``console_closed`` follows in any case."""
+        self._consoles += 1
+        self.threads.lend(self._THREADS)
+        self._keep_control()
+
+    def console_opened(self, stream: ConsoleStream) -> None:
+        """It is open."""
+        self._streams.add(stream)
+
+    def console_ended(self, stream: ConsoleStream) -> None:
+        """It is of no more use, and its traces on the host are about to be removed."""
+        self._streams.discard(stream)
+        self._leaving[stream] = Deferred()
+
+    def console_closed(self, stream: ConsoleStream | None = None) -> None:
+        """The host has let go of it, or it was never opened."""
+        self._consoles -= 1
+        self.threads.lend(-self._THREADS)
+        if stream is not None:
+            self._leaving.pop(stream).callback(None)
+
+    def left(self, vm_id: str, limit: float) -> Deferred[bool]:
+        """Fires when no console of the VM is being left any more, or after ``limit`` seconds.
+
+        The result tells whether there was one.
+        """
+        leaving = [
+            _also(closed)
+            for stream, closed in self._leaving.items()
+            if stream.console.vm_id == vm_id
+        ]
+        return self._wait(leaving, limit).addCallback(lambda _: bool(leaving))
+
+    async def stop(self) -> None:
+        """End all consoles and connections; takes 3 s at most, whatever the host does."""
+        self._observer = None
+        self._drop_control()
+        gone = Failure(ConsoleGone("vmconsole is stopping."))
+        for stream in tuple(self._streams):
+            stream.end(gone)
+        await self._wait(map(_also, self._leaving.values()), _STOPPING * 2 / 3)
+        await self._wait([self.threads.stop()], _STOPPING / 3)
+
+    def _keep_control(self) -> None:
+        if self._control is None and self.in_use:
+            self._control = Control(
+                self.reactor,
+                self.libvirt,
+                self.name,
+                self.threads,
+                self.open_connection,
+                self._lost,
+                self._observer,
+            )
+
+    def _drop_control(self) -> None:
+        control, self._control = self._control, None
+        if control is not None:
+            control.stop()
+
+    def _lost(self) -> None:
+        # A console's own connection notices nothing when a host falls silent: have it ask.
+        for stream in self._streams:
+            stream.prove_alive()
+
+    def _wait(self, events: Iterable[Deferred[None]], limit: float) -> Deferred[None]:
+        waiting = DeferredList(tuple(events), consumeErrors=True)
+        return waiting.addTimeout(limit, self.reactor).addBoth(lambda _: None)
+
+
+def _also(event: Deferred[None]) -> Deferred[None]:
+    """A Deferred for one more who waits for ``event``."""
+    another: Deferred[None] = Deferred(lambda _: None)
+
+    def tell(result: None) -> None:
+        if not another.called:
+            another.callback(result)
+
+    event.addCallback(tell)
+    return another
+
+
+@implementer(IConsoleEndpoints, IDomainSource)
+class HostPool(Service):
+    """All hosts that are watched, or on which a console is open."""
+
+    name = "hosts"
+    observer: IDomainObserver | None = None
+
+    def __init__(
+        self,
+        reactor: IHostReactor,
+        libvirt: Any,
+        hosts: config.Hosts,
+        make_pool: MakePool | None = None,
+    ) -> None:
+        """``libvirt`` is the module; ``hosts.pki`` an absolute path or empty."""
+        self._reactor = reactor
+        self._libvirt = libvirt
+        self._config = hosts
+        self._make_pool = make_pool
+        self._watched: dict[str, str] = {}
+        self._hosts: dict[str, Host] = {}
+        self._sweeping = LoopingCall(self._sweep)
+        self._sweeping.clock = reactor
+
+    def startService(self) -> None:
+        super().startService()
+        LibvirtEventLoop(self._reactor, self._libvirt).register()
+        for host in self._watched:
+            self._watch(host)
+        self._sweeping.start(_UNUSED, now=False)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when all is closed, or after 3 s."""
+        super().stopService()
+        if self._sweeping.running:
+            self._sweeping.stop()
+        stopping = [Deferred.fromCoroutine(host.stop()) for host in self._hosts.values()]
+        self._hosts.clear()
+        return DeferredList(stopping).addCallback(lambda _: None)
+
+    def console_endpoint(self, console: ConsoleInfo) -> IStreamClientEndpoint:
+        """The way to a guest's console; see ConsoleEndpoint."""
+        return ConsoleEndpoint(partial(self._host_of, console), console)
+
+    def watch(self, host: str, uri: str) -> None:
+        """See IDomainSource."""
+        host_uri(host, uri, self._config)
+        self._watched[host] = uri
+        if self.running:
+            self._watch(host)
+
+    def unwatch(self, host: str) -> None:
+        """See IDomainSource."""
+        if self._watched.pop(host, None) is not None and host in self._hosts:
+            self._hosts[host].watch(None)
+
+    def _watch(self, name: str) -> None:
+        host = self._host(name)
+        if not host.is_watched:
+            host.watch(_Told(self))
+
+    def _host_of(self, console: ConsoleInfo) -> Host:
+        """Raises ConsoleError."""
+        if not self.running:
+            raise HostUnreachable("vmconsole is stopping.")
+        if not console.host:
+            raise ConsoleUnavailable(
+                f"{printable(console.vm_name)} stands on no host: it is shut off, perhaps. Start "
+                "it, then connect again."
+            )
+        try:
+            return self._host(console.host)
+        except ConfigError as error:
+            raise HostUnreachable(str(error)) from error
+
+    def _host(self, name: str) -> Host:
+        """Raises ConfigError."""
+        uri = host_uri(name, self._watched.get(name, ""), self._config)
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = Host(
+                self._reactor, self._libvirt, name, uri, self._config.pki, self._make_pool
+            )
+        elif host.uri != uri:
+            host.move(uri)
+        return host
+
+    def _sweep(self) -> None:
+        """Give up what hosts hold that nobody uses."""
+        for name, host in tuple(self._hosts.items()):
+            if not host.in_use:
+                del self._hosts[name]
+                Deferred.fromCoroutine(host.stop())
+
+
+@implementer(IDomainObserver)
+class _Told:
+    """Passes on to the pool's observer of the day, whose mistakes are its own."""
+
+    _log = Logger()
+
+    def __init__(self, hosts: HostPool) -> None:
+        self._hosts = hosts
+
+    def domains_listed(self, host: str, domains: Sequence[Domain]) -> None:
+        self._tell(lambda observer: observer.domains_listed(host, domains))
+
+    def domain_changed(self, host: str, domain: Domain) -> None:
+        self._tell(lambda observer: observer.domain_changed(host, domain))
+
+    def domain_removed(self, host: str, domain_id: str) -> None:
+        self._tell(lambda observer: observer.domain_removed(host, domain_id))
+
+    def host_lost(self, host: str, reason: str) -> None:
+        self._tell(lambda observer: observer.host_lost(host, reason))
+
+    def _tell(self, call: Callable[[IDomainObserver], None]) -> None:
+        if self._hosts.observer is not None:
+            with self._log.failuresHandled("the observer of the hosts failed"):
+                call(self._hosts.observer)

@@ -1,0 +1,414 @@
+"""A guest's console as a Twisted stream endpoint; see virDomainOpenConsole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.error import ConnectionDone, NoProtocol
+from twisted.internet.interfaces import (
+    IAddress,
+    IProducer,
+    IProtocol,
+    IProtocolFactory,
+    IPushProducer,
+    IStreamClientEndpoint,
+)
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from vmconsole.errors import ConsoleBusy, ConsoleGone, HostUnreachable
+from vmconsole.hypervisor.libvirt_domains import console_ending
+from vmconsole.hypervisor.libvirt_errors import ConsoleLocked, connection_lost, console_error
+from vmconsole.hypervisor.pacing import Credit
+from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
+from vmconsole.text import printable
+
+if TYPE_CHECKING:
+    from vmconsole.hypervisor.libvirt_host import Host
+
+# Seconds: how long our own leaving may take before a new open fails; how long a console that
+# only seems to be taken is tried for; and how often.
+_LEAVING = 5.0
+_PATIENCE = 2.0
+_RETRY = 0.2
+# Seconds for finding out why a console ended, and when to look whether its domain changed.
+_EXPLAINING = 2.0
+_LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6)
+# Seconds without an answer that make a guest a stuck one.
+_STUCK = 5.0
+
+# Bytes.
+_RECEIVE = 65536
+_BURST = 4 * _RECEIVE
+_PAUSE_ABOVE = 16384
+_RESUME_BELOW = 4096
+
+
+@implementer(IAddress)
+@dataclass(frozen=True)
+class ConsoleAddress:
+    """A console: the host, and the domain's UUID and name. Unescaped."""
+
+    host: str
+    vm_id: str
+    vm_name: str
+
+
+class Line:
+    """A console as libvirt has it: a stream on a connection of its own. For a host's threads."""
+
+    def __init__(self, host: Host, console: ConsoleInfo) -> None:
+        """Open it; this waits. Raises ConsoleError."""
+        libvirt = host.libvirt
+
+        def open_stream(raw: Any) -> Any:
+            # Looked up here, because a domain object that lives keeps the connection open.
+            domain = raw.lookupByUUIDString(console.vm_id)
+            stream = raw.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            alias = None if console.console == "default" else console.console
+            domain.openConsole(alias, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE)
+            return stream
+
+        self.connection = host.connect()
+        self.stream: Any = None
+        self._errors = libvirt.libvirtError
+        try:
+            self.stream = self.connection.use(open_stream)
+            return
+        except self._errors as error:
+            problem = console_error(error, host.name, console.vm_name, console.vm_id)
+        finally:
+            if self.stream is None:
+                self.connection.close()
+        raise problem
+
+    def ping(self) -> None:
+        """One round trip. Raises libvirtError."""
+        self.connection.use(lambda raw: raw.getLibVersion())
+
+    def close(self) -> None:
+        """Leave the console and close the connection, within some 3 s. Once only."""
+        # A stuck guest would hold up the abort until libvirtd drops the connection.
+        self.connection.keep_alive(1, 2)
+        stream, self.stream = self.stream, None
+        with suppress(self._errors):
+            stream.abort()
+        # While it lives, the connection is not closed.
+        del stream
+        self.connection.close()
+
+
+@implementer(IStreamClientEndpoint)
+class ConsoleEndpoint:
+    """The way to one console. ``host_of`` gives its host of the day, or raises ConsoleError."""
+
+    def __init__(self, host_of: Callable[[], Host], console: ConsoleInfo) -> None:
+        self._host_of = host_of
+        self._console = console
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Open the console. Fails with ConsoleError; may be cancelled at any time."""
+        return Deferred.fromCoroutine(self._connect(factory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        host = self._host_of()
+        host.console_opening()
+        try:
+            line = await self._open(host)
+        except BaseException:
+            host.console_closed()
+            raise
+        return ConsoleStream(host, self._console, line).start(factory)
+
+    async def _open(self, host: Host) -> Line:
+        # The host may still believe that we have the console which we just left.
+        ours = await host.left(self._console.vm_id, _LEAVING)
+        deadline = host.reactor.seconds() + _PATIENCE
+        while True:
+            try:
+                return await host.threads.call(
+                    partial(Line, host, self._console), host.timeout, Line.close
+                )
+            except ConsoleBusy as error:
+                transient = ours or isinstance(error, ConsoleLocked)
+                if not transient or host.reactor.seconds() >= deadline:
+                    raise
+            await deferLater(host.reactor, _RETRY, lambda: None)
+
+
+@implementer(IConsoleTransport)
+class ConsoleStream:
+    """The transport of whoever has a console: drains it always, types into it at its pace."""
+
+    _log = Logger()
+    disconnecting = False
+
+    def __init__(self, host: Host, console: ConsoleInfo, line: Line) -> None:
+        self.console = console
+        self._host = host
+        self._line = line
+        self._errors = host.libvirt.libvirtError
+        self._readable = (
+            host.libvirt.VIR_STREAM_EVENT_READABLE
+            | host.libvirt.VIR_STREAM_EVENT_ERROR
+            | host.libvirt.VIR_STREAM_EVENT_HANGUP
+        )
+        self._writable = host.libvirt.VIR_STREAM_EVENT_WRITABLE
+        self._protocol: IProtocol | None = None
+        self._queue = bytearray()
+        self._full = False
+        self._credit = Credit()
+        self._asked_at = 0.0
+        self._producer: IPushProducer | None = None
+        self._paused = False
+        self._open = True
+        self._host_name = printable(host.name)
+        self._vm_name = printable(console.vm_name)
+
+    def start(self, factory: IProtocolFactory) -> IProtocol:
+        """Join it to a protocol. Raises what the factory does, and ConsoleError."""
+        try:
+            protocol = factory.buildProtocol(self.getPeer())
+            if protocol is None:
+                raise NoProtocol
+            self._line.stream.eventAddCallback(self._readable, self._on_event, None)
+            self._protocol = protocol
+            protocol.makeConnection(self)
+        except self._errors as error:
+            self._release()
+            raise HostUnreachable(connection_lost(self._host.name)) from error
+        except BaseException:
+            self._release()
+            raise
+        if self._open:
+            self._host.console_opened(self)
+            self._line.connection.lost.addCallback(self._lose)
+        return protocol
+
+    # ITransport and IConsumer
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written, and that the host has not confirmed."""
+        return len(self._queue) + self._credit.unanswered
+
+    def getPeer(self) -> ConsoleAddress:
+        return ConsoleAddress(self.console.host, self.console.vm_id, self.console.vm_name)
+
+    getHost = getPeer
+
+    def write(self, data: bytes) -> None:
+        """Type ``data``: at once, as far as the pace allows."""
+        if self._open and data:
+            self._queue += data
+            self._send()
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """Pause ``producer``, a push producer, while too much waits. Raises ValueError."""
+        if not streaming:
+            raise ValueError("a console takes push producers only: its guest sets the pace")
+        if self._producer is not None:
+            raise RuntimeError("another producer is registered")
+        if not self._open:
+            producer.stopProducing()
+            return
+        self._producer = cast(IPushProducer, producer)
+        self._paused = False
+        self._steer_producer()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def loseConnection(self) -> None:
+        """Leave the console. The protocol is told at once; the host is left behind its back."""
+        self.end(Failure(ConnectionDone()))
+
+    abortConnection = loseConnection
+
+    # What the host calls.
+
+    def end(self, reason: Failure) -> None:
+        """Leave the console for ``reason``, at once."""
+        self._release()
+        self._tell(reason)
+
+    def prove_alive(self) -> None:
+        """Be lost soon if the host does not answer on the console's own connection."""
+        self._host.threads.call(partial(self._line.connection.keep_alive, 2, 3)).addErrback(
+            lambda _: None
+        )
+
+    # Output
+
+    def _on_event(self, stream: Any, events: int, _opaque: None) -> None:
+        if not self._open:
+            return
+        try:
+            if events & self._writable:
+                stream.eventUpdateCallback(self._readable)
+                self._full = False
+                self._send()
+            ended = self._receive(stream)
+        except Exception:
+            # The protocol's mistake must not go on into libvirt, and the guest is not to blame.
+            self._log.failure("a console's protocol failed")
+            self.end(Failure())
+            return
+        if ended is not None and self._open:
+            self._finish(ended())
+
+    def _receive(self, stream: Any) -> Callable[[], Coroutine[Deferred[Any], Any, str]] | None:
+        """Take what there is, up to a burst: libvirt calls again when there is more.
+
+        Returns what finds out why it ended, when it did.
+        """
+        burst, ended = bytearray(), None
+        while len(burst) < _BURST:
+            try:
+                data = stream.recv(_RECEIVE)
+            except self._errors:
+                ended = self._why_failed
+                break
+            if data == -2:
+                break
+            if not data:
+                ended = self._why_eof
+                break
+            burst += data
+        if burst and self._protocol is not None:
+            self._protocol.dataReceived(bytes(burst))
+        return ended
+
+    async def _why_eof(self) -> str:
+        return await self._look(
+            _LOOKS,
+            f"The console of {self._vm_name} was closed by {self._host_name}; another program may "
+            "have taken it by force.",
+        )
+
+    async def _why_failed(self) -> str:
+        return await self._look(
+            _LOOKS[:3],
+            f"Another program on {self._host_name} took the console of {self._vm_name} by force.",
+        )
+
+    async def _look(self, pauses: Iterable[float], running: str) -> str:
+        """What became of the domain; ``running`` if nothing did. Raises HostUnreachable."""
+        for pause in pauses:
+            # A console ends a little before its domain does.
+            await deferLater(self._host.reactor, pause, lambda: None)
+            ending = await self._host.ask(
+                partial(console_ending, vm_id=self.console.vm_id), _EXPLAINING
+            )
+            if ending is None:
+                return (
+                    f"{self._vm_name} is gone from {self._host_name}: it was shut off, removed or "
+                    "moved."
+                )
+            if ending:
+                return f"{self._vm_name} {ending}."
+        return running
+
+    # Input
+
+    def _send(self) -> None:
+        try:
+            while self._queue and not self._full and (room := self._credit.room):
+                taken = self._line.stream.send(bytes(self._queue[:room]))
+                if taken <= 0:
+                    self._full = True
+                    self._line.stream.eventUpdateCallback(self._readable | self._writable)
+                    break
+                del self._queue[:taken]
+                self._credit.sent(taken)
+        except self._errors:
+            self._finish(self._why_failed())
+            return
+        if self._credit.ask():
+            self._asked_at = self._host.reactor.seconds()
+            self._host.threads.call(self._line.ping).addCallbacks(self._answered, self._lose)
+        self._steer_producer()
+
+    def _answered(self, _result: None) -> None:
+        self._credit.answered()
+        if self._open:
+            self._send()
+
+    def _steer_producer(self) -> None:
+        if self._producer is None:
+            return
+        waiting = len(self._queue)
+        if not self._paused and waiting > _PAUSE_ABOVE:
+            self._paused = True
+            self._producer.pauseProducing()
+        elif self._paused and waiting < _RESUME_BELOW:
+            self._paused = False
+            self._producer.resumeProducing()
+
+    # The end
+
+    def _lose(self, _reason: object) -> None:
+        if self._open:
+            self._finish(self._why_lost())
+
+    async def _why_lost(self) -> str:
+        """Raises HostUnreachable."""
+        waited = self._host.reactor.seconds() - self._asked_at
+        if self._credit.is_asking and waited >= _STUCK:
+            # If the host answers on another connection, it was the guest.
+            await self._host.ask(lambda raw: raw.getLibVersion(), _EXPLAINING)
+            return (
+                f"{self._vm_name} took no input for {waited:.0f} s, and {self._host_name}'s "
+                f"libvirtd dropped the connection; {self.unsent} bytes typed may be lost."
+            )
+        return connection_lost(self._host.name)
+
+    def _finish(self, why: Coroutine[Deferred[Any], Any, str]) -> None:
+        """End it, and tell the protocol as soon as it is known why."""
+        self._release()
+
+        def unknown(failure: Failure) -> str:
+            if not failure.check(HostUnreachable, TimeoutError):
+                self._log.failure("cannot tell why a console ended", failure)
+            return connection_lost(self._host.name)
+
+        explaining = Deferred.fromCoroutine(why)
+        explaining.addTimeout(_EXPLAINING, self._host.reactor)
+        explaining.addErrback(unknown)
+        explaining.addCallback(lambda text: self._tell(Failure(ConsoleGone(text))))
+
+    def _release(self) -> None:
+        """Take no more part in it, and begin to leave it behind."""
+        if not self._open:
+            return
+        self._open = False
+        with suppress(self._errors):
+            self._line.stream.eventRemoveCallback()
+        self._host.console_ended(self)
+        self._line.connection.closed.addCallback(lambda _: self._host.console_closed(self))
+        # Not now: libvirt's callback, which may be below us on the stack, holds the stream.
+        self._host.reactor.callLater(0, self._close)
+
+    def _close(self) -> None:
+        self._host.threads.call(self._line.close).addErrback(
+            lambda failure: self._log.failure("a console was not left in order", failure)
+        )
+
+    def _tell(self, reason: Failure) -> None:
+        protocol, self._protocol = self._protocol, None
+        producer, self._producer = self._producer, None
+        if protocol is not None:
+            with self._log.failuresHandled("a console's protocol failed"):
+                if producer is not None:
+                    producer.stopProducing()
+                protocol.connectionLost(reason)

@@ -1,0 +1,331 @@
+"""Public-key logins: the userauth service, the credentials checker, the realm and its avatar."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from twisted.conch.avatar import ConchUser
+from twisted.conch.error import IgnoreAuthentication, ValidPublicKey
+from twisted.conch.interfaces import IConchUser
+from twisted.conch.ssh import transport, userauth
+from twisted.conch.ssh.common import NS, getNS
+from twisted.conch.ssh.keys import BadKeyError, Key
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import ISSHPrivateKey, SSHPrivateKey
+from twisted.cred.error import UnauthorizedLogin
+from twisted.cred.portal import IRealm
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import Interface, implementer
+
+from vmconsole.audit import Login
+from vmconsole.errors import EngineError, EngineUnreachable
+from vmconsole.interfaces import User
+from vmconsole.ssh.commands import Commands
+from vmconsole.ssh.session import SessionChannel
+from vmconsole.text import printable, printable_bytes
+
+if TYPE_CHECKING:
+    from vmconsole.ssh.transport import ConsoleTransport
+
+MSG_USERAUTH_BANNER = 53  # RFC 4252, section 5.4; Conch does not know it
+_USER_PRESENT = 0x01
+_UNPARSABLE = (BadKeyError, ValueError, LookupError, struct.error)
+_MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 16384
+# Requests that a client may send before the first is answered (RFC 4252, section 5.1).
+_MAX_WAITING = 16
+
+# Signature algorithm -> the type of key that makes such signatures.
+USER_KEY_ALGORITHMS = {
+    b"ssh-ed25519": b"ssh-ed25519",
+    b"sk-ssh-ed25519@openssh.com": b"sk-ssh-ed25519@openssh.com",
+    b"ecdsa-sha2-nistp256": b"ecdsa-sha2-nistp256",
+    b"ecdsa-sha2-nistp384": b"ecdsa-sha2-nistp384",
+    b"ecdsa-sha2-nistp521": b"ecdsa-sha2-nistp521",
+    b"sk-ecdsa-sha2-nistp256@openssh.com": b"sk-ecdsa-sha2-nistp256@openssh.com",
+    b"rsa-sha2-512": b"ssh-rsa",
+    b"rsa-sha2-256": b"ssh-rsa",
+}
+
+
+def fingerprint(blob: bytes) -> str:
+    """``SHA256:...`` of a public key's blob, as ssh-keygen -l shows it."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """The cred *mind*: the connection on which somebody logs in."""
+
+    session: str
+    address: str
+    fingerprint: str
+
+
+@implementer(ICredentialsChecker)
+class EngineKeyChecker:
+    """Knows a key when the engine does, and says so truthfully when it is only asked about.
+
+    Names outside ``users`` and unknown keys fail with UnauthorizedLogin, a known key without a
+    signature with ValidPublicKey (RFC 4252, section 7), no answer from the engine with
+    EngineError. ``lookup`` gives the user of a key's blob, or None. The avatar id is the User.
+    """
+
+    credentialInterfaces = (ISSHPrivateKey,)
+
+    def __init__(
+        self, lookup: Callable[[bytes], Awaitable[User | None]], users: Sequence[str]
+    ) -> None:
+        self._lookup = lookup
+        self._users = frozenset(name.encode() for name in users)
+
+    # cred's avatar ids are bytes; the User saves the realm from asking for the name again.
+    def requestAvatarId(  # type: ignore[override]
+        self, credentials: SSHPrivateKey
+    ) -> Deferred[User]:
+        """See ICredentialsChecker."""
+        return Deferred.fromCoroutine(self._check(credentials))
+
+    async def _check(self, credentials: SSHPrivateKey) -> User:
+        if credentials.username not in self._users:
+            raise UnauthorizedLogin("no such user name here")
+        key = _acceptable_key(credentials.algName, credentials.blob)
+        user = await self._lookup(credentials.blob)
+        if user is None:
+            raise UnauthorizedLogin("the engine knows no user with this key")
+        if credentials.signature is None:
+            raise ValidPublicKey
+        _verify(key, credentials)
+        return user
+
+
+def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
+    # Conch trusts the algorithm that the client names, and has no floor for a key's size.
+    key_type = USER_KEY_ALGORITHMS.get(algorithm)
+    if key_type is None:
+        raise UnauthorizedLogin(f"algorithm {printable_bytes(algorithm)} is not accepted")
+    try:
+        key: Key = Key.fromString(blob, type="BLOB")
+    except _UNPARSABLE as error:
+        raise UnauthorizedLogin("the key cannot be parsed") from error
+    if key.sshType() != key_type:
+        raise UnauthorizedLogin("the key is not of the type that its algorithm names")
+    if key_type == b"ssh-rsa" and not _MIN_RSA_BITS <= key.size() <= _MAX_RSA_BITS:
+        raise UnauthorizedLogin(f"RSA keys have {_MIN_RSA_BITS} to {_MAX_RSA_BITS} bits here")
+    return key
+
+
+def _verify(key: Key, credentials: SSHPrivateKey) -> None:
+    signature = credentials.signature
+    try:
+        named, _, rest = getNS(signature, 2)
+    except struct.error as error:
+        raise UnauthorizedLogin("the signature cannot be parsed") from error
+    if named != credentials.algName:
+        raise UnauthorizedLogin("the signature is not of the algorithm that was named")
+    if key.isSecurityKey() and not (rest and rest[0] & _USER_PRESENT):
+        raise UnauthorizedLogin("nobody touched the security key")
+    try:
+        good = key.verify(signature, credentials.sigData)
+    except Exception as error:  # cryptography has several for bytes that are no signature
+        raise UnauthorizedLogin("the signature cannot be parsed") from error
+    if not good:
+        raise UnauthorizedLogin("the signature is wrong")
+
+
+class ConsoleAvatar(ConchUser):
+    """A user who is logged in: has session channels, and nothing else."""
+
+    def __init__(
+        self, login: Login, commands: Commands, clock: IReactorTime, max_sessions: int
+    ) -> None:
+        super().__init__()
+        self.login = login
+        self.max_sessions = max_sessions
+        self.channelLookup[b"session"] = partial(SessionChannel, clock=clock)
+        self._commands = commands
+
+    def run(self, channel: SessionChannel, line: bytes) -> Deferred[int]:
+        """Carry out a command line on ``channel``; fires with the exit status."""
+        return Deferred.fromCoroutine(self._commands.run(channel, self.login, line))
+
+
+@implementer(IRealm)
+class ConsoleRealm:
+    """Makes avatars of the engine's users."""
+
+    def __init__(self, commands: Commands, clock: IReactorTime, max_sessions: int) -> None:
+        self._commands = commands
+        self._clock = clock
+        self._max_sessions = max_sessions
+
+    def requestAvatar(  # type: ignore[override]
+        self, avatarId: User, mind: Connection, *interfaces: type[Interface]
+    ) -> tuple[type[Interface], ConsoleAvatar, Callable[[], None]]:
+        """See IRealm; the mind is the Connection."""
+        if IConchUser not in interfaces:
+            raise NotImplementedError("a console user is an IConchUser, nothing else")
+        login = Login(
+            session=mind.session,
+            user=avatarId,
+            fingerprint=mind.fingerprint,
+            address=mind.address,
+        )
+        avatar = ConsoleAvatar(login, self._commands, self._clock, self._max_sessions)
+        return IConchUser, avatar, _logout
+
+
+def _logout() -> None:
+    # Channels end with their connection, and nothing else is held for a user.
+    pass
+
+
+class UserAuth(userauth.SSHUserAuthServer):
+    """RFC 4252 with the publickey method alone, one request at a time, within limits."""
+
+    transport: ConsoleTransport
+    # Ours count, for each connection: Conch's would start anew with each SERVICE_REQUEST.
+    attemptsBeforeDisconnect = 1000
+    _log = Logger()
+
+    def serviceStarted(self) -> None:
+        """The grace period runs in the transport, since the TCP accept."""
+        self.clock = self.transport.factory.clock
+        super().serviceStarted()
+        super().serviceStopped()
+        if self.transport.factory.banner:
+            self.tell(self.transport.factory.banner)
+
+    def serviceStopped(self) -> None:
+        """No timer is left to stop."""
+
+    def tell(self, text: str) -> None:
+        """Show a text before the login (USERAUTH_BANNER, RFC 4252, section 5.4), once."""
+        tries = self.transport.tries
+        if text not in tries.told:
+            tries.told.add(text)
+            shown = text.rstrip("\n").replace("\n", "\r\n") + "\r\n"
+            self.transport.sendPacket(MSG_USERAUTH_BANNER, NS(shown.encode()) + NS(b""))
+
+    def ssh_USERAUTH_REQUEST(self, packet: bytes) -> None:
+        """Requests are answered one after the other, whatever the client pipelines."""
+        tries = self.transport.tries
+        tries.waiting += 1
+        if tries.waiting > _MAX_WAITING:
+            self._end(b"too many requests at once")
+            return
+        tries.lock.run(Deferred.fromCoroutine, self._answer(packet)).addErrback(
+            self.transport.broken_packet
+        )
+
+    async def _answer(self, packet: bytes) -> None:
+        self.transport.tries.waiting -= 1
+        # After a success, or a disconnect, what was pipelined behind it is void.
+        if self.transport.service is self and not self.transport.ending:
+            answered = super().ssh_USERAUTH_REQUEST(packet)
+            if answered is not None:
+                await answered
+
+    def auth_publickey(self, packet: bytes) -> Deferred[Any]:
+        """Section 7. Queries and signatures are counted apart: agents offer many keys."""
+        return Deferred.fromCoroutine(self._publickey(packet))
+
+    async def _publickey(self, packet: bytes) -> Any:
+        tries = self.transport.tries
+        try:
+            credentials = self._credentials(packet)
+        except _UNPARSABLE as error:
+            tries.refusal = "the request cannot be parsed"
+            raise UnauthorizedLogin(tries.refusal) from error
+        tries.name = printable_bytes(credentials.username, 64)
+        shown = fingerprint(credentials.blob)
+        tries.note_key(shown)
+        self._count(credentials.signature is not None)
+        mind = Connection(self.transport.session_id, self.transport.address, shown)
+        try:
+            result = await self.portal.login(credentials, mind, IConchUser)
+        except ValidPublicKey:
+            algorithm_and_blob = NS(credentials.algName) + NS(credentials.blob)
+            self.transport.sendPacket(userauth.MSG_USERAUTH_PK_OK, algorithm_and_blob)
+            raise IgnoreAuthentication from None
+        except UnauthorizedLogin as refusal:
+            tries.refusal = str(refusal)
+            names = self.transport.factory.user_names
+            if credentials.username not in names:
+                self.tell(_wrong_name(names))
+            raise
+        except EngineError as error:
+            tries.refusal = str(error)
+            self._log.warn(
+                "session {session}: no login without the engine: {error}",
+                session=self.transport.session_id,
+                error=error,
+            )
+            self.tell(_no_engine(error))
+            raise UnauthorizedLogin("the engine could not be asked") from None
+        self.transport.logged_in(result[1].login)
+        return result
+
+    def _credentials(self, packet: bytes) -> SSHPrivateKey:
+        algorithm, blob, rest = getNS(packet[1:], 2)
+        if packet[:1] == b"\x00":
+            return SSHPrivateKey(self.user, algorithm, blob, None, None)
+        signature = getNS(rest)[0]
+        signed = self._signed(algorithm, blob, signature)
+        return SSHPrivateKey(self.user, algorithm, blob, signed, signature)
+
+    def _count(self, has_signature: bool) -> None:
+        tries, limits = self.transport.tries, self.transport.factory.limits
+        if has_signature:
+            tries.signatures += 1
+        else:
+            tries.queries += 1
+        if tries.signatures > limits.auth_tries or tries.queries > limits.auth_queries:
+            tries.refusal = tries.refusal or "too many tries"
+            self._end(b"too many authentication failures")
+            raise IgnoreAuthentication
+
+    def _signed(self, algorithm: bytes, blob: bytes, signature: bytes) -> bytes:
+        # What the client signed: RFC 4252, section 7; for security keys OpenSSH's PROTOCOL.u2f.
+        message = (
+            NS(self.transport.sessionID or b"")
+            + bytes((userauth.MSG_USERAUTH_REQUEST,))
+            + NS(self.user or b"")
+            + NS(self.nextService or b"")
+            + NS(b"publickey")
+            + b"\x01"
+            + NS(algorithm)
+            + NS(blob)
+        )
+        if not algorithm.startswith(b"sk-"):
+            return message
+        application = b"ssh:"
+        if not blob.endswith(NS(application)):
+            raise ValueError("the security key is not one for ssh")
+        return bytes(self._wrapMessageWithSKMetadata(signature, message, application))
+
+    def _end(self, text: bytes) -> None:
+        self.transport.sendDisconnect(transport.DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE, text)
+
+
+def _wrong_name(names: Sequence[bytes]) -> str:
+    known = " or ".join(printable(name.decode()) for name in names)
+    return f"[vmconsole: log in as {known}.]"
+
+
+def _no_engine(error: EngineError) -> str:
+    if isinstance(error, EngineUnreachable):
+        return (
+            "[vmconsole: the engine, which knows your key, does not answer. It is not your key's "
+            "fault: try again later.]"
+        )
+    return (
+        "[vmconsole: the engine, which knows your key, gave no usable answer. It is not your "
+        "key's fault: tell who runs this proxy.]"
+    )

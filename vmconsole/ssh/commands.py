@@ -1,0 +1,256 @@
+"""What a user may say on the command line, and what happens then."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from typing import NoReturn
+
+import msgspec
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from vmconsole import __version__
+from vmconsole.audit import Audit, Login
+from vmconsole.console.choice import NoSuchConsole, by_id, by_name, by_text
+from vmconsole.console.console import ConsolePool
+from vmconsole.console.console_session import ConsoleSession
+from vmconsole.console.escape import escape_name
+from vmconsole.console.menu import Menu, MenuProtocol
+from vmconsole.errors import ConsoleError, VMConsoleError
+from vmconsole.interfaces import ConsoleInfo, IEngine
+from vmconsole.ssh.session import SessionChannel
+from vmconsole.text import printable
+
+_HELP = """\
+vmconsole {version}: the serial consoles of your VMs.
+
+  ssh -t ... USER@PROXY               the menu; with a single VM, its console
+  ssh -t ... USER@PROXY VM            the console of VM: its id, its name, or a beginning of either
+  ... connect [--vm-id ID | --vm-name NAME]
+                                      the same, by exactly this id or name
+  ... list [--format plain|json]      your VMs; needs no terminal
+  ... info                            who you are to this proxy
+  ... help                            this text
+"""
+
+
+class CommandSyntaxError(VMConsoleError):
+    """The command line makes no sense; the text says what would."""
+
+
+class NeedsTerminal(VMConsoleError):
+    """A console was asked for without a pty."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A parsed command line."""
+
+    verb: str = "connect"
+    vm: str = ""
+    vm_id: str = ""
+    vm_name: str = ""
+    format: str = "plain"
+
+
+class _Parser(argparse.ArgumentParser):
+    # argparse would print to our own stderr and end the process.
+    def error(self, message: str) -> NoReturn:
+        raise CommandSyntaxError(f"{printable(message)}. `help` tells what can be said.")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="", add_help=False, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb")
+    verbs.add_parser("help", add_help=False)
+    verbs.add_parser("info", add_help=False)
+    listing = verbs.add_parser("list", add_help=False, allow_abbrev=False)
+    listing.add_argument("--format", choices=("plain", "json"), default="plain")
+    connect = verbs.add_parser("connect", add_help=False, allow_abbrev=False)
+    one = connect.add_mutually_exclusive_group()
+    one.add_argument("--vm-id", default="")
+    one.add_argument("--vm-name", default="")
+    return parser
+
+
+_VERBS = ("help", "info", "list", "connect")
+
+
+def parse(line: bytes) -> Request:
+    """What the user's command line asks for. Raises CommandSyntaxError."""
+    try:
+        words = shlex.split(line.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise CommandSyntaxError(f"{error}: check the quotes.") from error
+    # ovirt-vmconsole takes --debug before its command; errors here need none.
+    if words[:1] == ["--debug"]:
+        words = words[1:]
+    if not words:
+        return Request()
+    if words[0] in ("--help", "-h"):
+        return Request(verb="help")
+    if words[0] in _VERBS:
+        return Request(**vars(_make_parser().parse_args(words)))
+    if len(words) > 1 or words[0].startswith("-"):
+        raise CommandSyntaxError(
+            f"{printable(words[0])} is no command. `help` tells what can be said."
+        )
+    return Request(vm=words[0])
+
+
+class Commands:
+    """Carries out what users ask for, on their channels."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        engine: IEngine,
+        pool: ConsolePool,
+        audit: Audit,
+        clock: IReactorTime,
+        escape: int | None,
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._audit = audit
+        self._clock = clock
+        self._escape = escape
+
+    async def run(self, channel: SessionChannel, login: Login, line: bytes) -> int:
+        """Carry out one command line; the result is its exit status.
+
+        0: done. 1: an error, told on standard error. 2: the line makes no sense.
+        """
+        try:
+            request = parse(line)
+            handler = getattr(self, f"_{request.verb}")
+            return int(await handler(channel, login, request))
+        except CommandSyntaxError as error:
+            channel.write_error(f"ERROR: {error}")
+            return 2
+        except CancelledError:
+            return 1
+        except VMConsoleError as error:
+            channel.write_error(f"ERROR: {error}")
+            return 1
+        except Exception:
+            self._log.failure("session {session}: the command failed", session=login.session)
+            channel.write_error(
+                "ERROR: Something went wrong in the proxy; this is its own fault. Its log tells "
+                f"more: look for {login.session}."
+            )
+            return 1
+
+    async def _help(self, channel: SessionChannel, login: Login, request: Request) -> int:
+        text = _HELP.format(version=__version__)
+        if self._escape is not None:
+            key = escape_name(self._escape)
+            text += f"\nOn a console, {key} is a prefix: {key} . leaves, {key} ? helps.\n"
+        _print(channel, text)
+        return 0
+
+    async def _info(self, channel: SessionChannel, login: Login, request: Request) -> int:
+        _print(
+            channel,
+            f"vmconsole {__version__}\n"
+            f"user: {printable(login.user.name)} [{printable(login.user.id)}]\n"
+            f"key: {login.fingerprint}\n"
+            f"from: {login.address}\n"
+            f"session: {login.session}\n",
+        )
+        return 0
+
+    async def _list(self, channel: SessionChannel, login: Login, request: Request) -> int:
+        consoles = await self._engine.consoles(login.user.id)
+        if request.format == "json":
+            # The keys of the engine's own reply, as ovirt-vmconsole prints it.
+            entries = [
+                {"vmid": vm.vm_id, "vmname": vm.vm_name, "host": vm.host, "console": vm.console}
+                for vm in consoles
+            ]
+            _print(channel, json.dumps(entries, indent=4, sort_keys=True) + "\n")
+        else:
+            _print(
+                channel,
+                "".join(f"{printable(vm.vm_id)}\t{printable(vm.vm_name)}\n" for vm in consoles),
+            )
+        return 0
+
+    async def _connect(self, channel: SessionChannel, login: Login, request: Request) -> int:
+        if channel.terminal is None:
+            raise NeedsTerminal(
+                "A console needs a terminal. Run ssh with -t: ssh -t ... (-tt, when the input of "
+                "ssh is no terminal)."
+            )
+        consoles = await self._engine.consoles(login.user.id)
+        if not (request.vm or request.vm_id or request.vm_name):
+            return await self._choose(channel, login, consoles)
+        try:
+            console = _find(consoles, request)
+        except NoSuchConsole:
+            # It may have been made, or granted, since the engine was asked last.
+            console = _find(await self._engine.consoles(login.user.id, fresh=True), request)
+        return await self._open(channel, login, console)
+
+    async def _choose(
+        self, channel: SessionChannel, login: Login, consoles: Sequence[ConsoleInfo]
+    ) -> int:
+        if not consoles:
+            raise NoSuchConsole(
+                f"There is no console for {printable(login.user.name)}: no VM is there that you "
+                "have access to. Ask who runs this proxy for a grant."
+            )
+        if len(consoles) == 1:
+            return await self._open(channel, login, consoles[0])
+        menu = MenuProtocol(Menu(consoles))
+        channel.join(menu)
+        chosen = await menu.chosen
+        channel.part()
+        if chosen is None:
+            return 0
+        return await self._open(channel, login, chosen, menu.rest)
+
+    async def _open(
+        self, channel: SessionChannel, login: Login, console: ConsoleInfo, typed: bytes = b""
+    ) -> int:
+        session = ConsoleSession(console, self._pool, self._clock, self._escape)
+        channel.join(session, typed)
+        number = int(channel.id)
+        holder = f"{printable(login.user.name)} from {login.address}"
+        try:
+            attachment = await session.open(holder)
+        except ConsoleError as error:
+            self._audit.attach_failed(login, number, console, str(error))
+            raise
+        started = self._clock.seconds()
+        self._audit.attached(login, number, console)
+        reason = await session.ended()
+        self._audit.detached(
+            login,
+            number,
+            console,
+            bytes_in=attachment.bytes_in,
+            bytes_out=attachment.bytes_out,
+            seconds=self._clock.seconds() - started,
+            reason=reason,
+        )
+        return 0
+
+
+def _find(consoles: Sequence[ConsoleInfo], request: Request) -> ConsoleInfo:
+    if request.vm_id:
+        return by_id(consoles, request.vm_id)
+    if request.vm_name:
+        return by_name(consoles, request.vm_name)
+    return by_text(consoles, request.vm)
+
+
+def _print(channel: SessionChannel, text: str) -> None:
+    # A terminal in raw mode, which a client with a pty is, wants the carriage return.
+    if channel.terminal is not None:
+        text = text.replace("\n", "\r\n")
+    channel.write(text.encode())

@@ -1,0 +1,273 @@
+"""The session channel: a Twisted transport, with flow control both ways, over Conch's channel."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from twisted.conch.ssh import channel
+from twisted.conch.ssh.common import getNS
+from twisted.conch.ssh.connection import EXTENDED_DATA_STDERR
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IConsumer,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IProducer,
+    IProtocol,
+    IPushProducer,
+    IReactorTime,
+    ITransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from vmconsole.ssh.auth import ConsoleAvatar
+
+# Seconds that a client has to take the rest of the output once a session is over.
+LAST_OUTPUT = 5.0
+_MAX_PACKET = 32768
+_STDOUT = 0
+
+
+@implementer(ITransport, IConsumer, IPushProducer)
+class SessionChannel(channel.SSHChannel):
+    """A ``session`` channel (RFC 4254, section 6) as a transport to a user's terminal.
+
+    A protocol is joined with ``join``; what arrives while there is none waits, and the window
+    stays shut. A producer registered here is paused when the client's window or its TCP
+    connection takes no more. As a push producer it holds the client's input back by the window.
+    """
+
+    name = b"session"
+    _log = Logger()
+    conn: Any
+    id: Any
+    avatar: ConsoleAvatar
+
+    def __init__(self, *args: Any, clock: IReactorTime, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remoteMaxPacket = max(1, min(self.remoteMaxPacket, _MAX_PACKET))
+        self.terminal: str | None = None
+        """The client's TERM; None: it did not ask for a pty."""
+        self.held = False
+        """While true, the connection does not reopen the client's window."""
+        self._clock = clock
+        self._protocol: IProtocol | None = None
+        self._waiting_input = bytearray()
+        self._input_ended = False
+        self._output: deque[tuple[int, bytes]] = deque()
+        self._producer: IPushProducer | None = None
+        self._producer_paused = False
+        self._command: Any = None
+        self._exit_status: int | None = None
+        self._last_output: IDelayedCall | None = None
+
+    def channelOpen(self, specificData: bytes) -> None:
+        """The client may ask now."""
+
+    # --- what the client asks for
+
+    def request_pty_req(self, data: bytes) -> bool:
+        """RFC 4254, section 6.2. The size is of no use to a serial line."""
+        self.terminal = getNS(data)[0].decode("ascii", "replace")
+        return True
+
+    def request_window_change(self, data: bytes) -> bool:
+        """Section 6.7: accepted; a serial line knows no size."""
+        return self.terminal is not None and len(data) == 16
+
+    def request_env(self, data: bytes) -> bool:
+        """Section 6.4: language and terminal are harmless, and of no use here."""
+        name = getNS(data)[0]
+        return name in (b"LANG", b"TERM") or name.startswith(b"LC_")
+
+    def request_shell(self, data: bytes) -> bool:
+        """Section 6.5, without a command."""
+        return self._start(b"")
+
+    def request_exec(self, data: bytes) -> bool:
+        """Section 6.5, with the user's command line."""
+        return self._start(getNS(data)[0])
+
+    def requestReceived(self, requestType: bytes, data: bytes) -> bool:
+        """Dispatch to request_*; whatever else a client asks for is refused."""
+        handler = getattr(self, "request_" + requestType.decode("latin-1").replace("-", "_"), None)
+        return bool(handler and handler(data))
+
+    def _start(self, line: bytes) -> bool:
+        if self._command is not None:
+            return False
+        # Later, so that the client hears that its request was granted before anything else.
+        self._command = self._clock.callLater(0, self._run, line)
+        return True
+
+    def _run(self, line: bytes) -> None:
+        self._command = self.avatar.run(self, line)
+        self._command.addCallbacks(self.exit, self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        # Only a cancelled command ends like this: the channel is closed already.
+        self.exit(1)
+
+    # --- from the client
+
+    def join(self, protocol: IProtocol, first: bytes = b"") -> None:
+        """Hand the channel to ``protocol``, with ``first`` and what waited as its first input."""
+        self._protocol = protocol
+        protocol.makeConnection(self)
+        waiting = first + bytes(self._waiting_input)
+        self._waiting_input.clear()
+        if waiting:
+            protocol.dataReceived(waiting)
+        self.resumeProducing()
+        if self._input_ended:
+            self._tell_input_ended()
+
+    def part(self) -> None:
+        """Take the channel back: input waits for the next protocol."""
+        self._protocol = None
+
+    def dataReceived(self, data: bytes) -> None:
+        """The client sent input."""
+        if self._protocol is not None:
+            self._protocol.dataReceived(data)
+        elif self._exit_status is None:
+            self._waiting_input += data
+            self.pauseProducing()
+
+    def extReceived(self, dataType: int, data: bytes) -> None:
+        """A client has no use for this; it is dropped."""
+
+    def eofReceived(self) -> None:
+        """The client will send no more."""
+        self._input_ended = True
+        self._tell_input_ended()
+
+    def _tell_input_ended(self) -> None:
+        half = IHalfCloseableProtocol(self._protocol, None)
+        if half is not None:
+            half.readConnectionLost()
+
+    def closeReceived(self) -> None:
+        """The client closed the channel; so do we."""
+        self._close()
+
+    def closed(self) -> None:
+        """Both sides closed the channel, or the connection is gone."""
+        protocol, self._protocol = self._protocol, None
+        if self._last_output is not None and self._last_output.active():
+            self._last_output.cancel()
+        if protocol is not None:
+            protocol.connectionLost(Failure(ConnectionDone()))
+        if self._command is not None:
+            self._command.cancel()
+        self._output.clear()
+
+    def pauseProducing(self) -> None:
+        """Take no more input than the client's window has room for."""
+        self.held = True
+
+    def resumeProducing(self) -> None:
+        """Take input again."""
+        if self.held:
+            self.held = False
+            used = self.localWindowSize - self.localWindowLeft
+            if used >= self.localWindowSize // 2:
+                self.conn.adjustWindow(self, used)
+
+    def stopProducing(self) -> None:
+        """The guest is gone: input may as well flow, it is dropped."""
+        self.resumeProducing()
+
+    # --- to the client
+
+    def write(self, data: bytes) -> None:
+        """Show ``data`` on the user's terminal; what the client does not take yet waits."""
+        self._put(_STDOUT, data)
+
+    def write_error(self, text: str) -> None:
+        """Show a line on the user's standard error."""
+        end = "\r\n" if self.terminal is not None else "\n"
+        self._put(EXTENDED_DATA_STDERR, (text + end).encode())
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """Show all of ``data``."""
+        self.write(b"".join(data))
+
+    def exit(self, status: int) -> None:
+        """Send the rest of the output, then ``status`` (RFC 4254, section 6.10), and close."""
+        self._exit_status = status
+        self.part()
+        if self.localClosed:
+            return
+        self._last_output = self._clock.callLater(LAST_OUTPUT, self._close)
+        self.flush()
+
+    def loseConnection(self) -> None:
+        """Close: the client did, or one of its requests made no sense."""
+        self._close()
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """``producer`` is paused while the client takes no output. Push producers only."""
+        if not streaming:
+            raise ValueError("only push producers can write to an ssh channel")
+        self._producer = cast(IPushProducer, producer)
+        self._producer_paused = False
+        self.flush()
+
+    def unregisterProducer(self) -> None:
+        """The producer has ended."""
+        self._producer = None
+
+    def addWindowBytes(self, data: int) -> None:
+        """The client takes ``data`` more bytes."""
+        self.remoteWindowLeft += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the client takes, and pause or resume the producer accordingly."""
+        while self._output and self._may_send():
+            kind, data = self._output.popleft()
+            size = min(len(data), self.remoteWindowLeft, self.remoteMaxPacket)
+            if size < len(data):
+                self._output.appendleft((kind, data[size:]))
+            self.remoteWindowLeft -= size
+            if kind == _STDOUT:
+                self.conn.sendData(self, data[:size])
+            else:
+                self.conn.sendExtendedData(self, kind, data[:size])
+        if not self._output and self._exit_status is not None:
+            self._close()
+        elif self._producer is not None:
+            held = bool(self._output) or not self._may_send()
+            if held != self._producer_paused:
+                self._producer_paused = held
+                if held:
+                    self._producer.pauseProducing()
+                else:
+                    self._producer.resumeProducing()
+
+    def _put(self, kind: int, data: bytes) -> None:
+        if data and not self.localClosed:
+            self._output.append((kind, data))
+            self.flush()
+
+    def _may_send(self) -> bool:
+        return self.remoteWindowLeft > 0 and cast(bool, self.conn.transport.takes_output)
+
+    def _close(self) -> None:
+        if self.localClosed:
+            return
+        if self._last_output is not None and self._last_output.active():
+            self._last_output.cancel()
+        self._output.clear()
+        self.part()
+        if self._exit_status is not None and not self.remoteClosed:
+            self.conn.sendRequest(self, b"exit-status", struct.pack(">L", self._exit_status))
+            self.conn.sendEOF(self)
+        self.conn.sendClose(self)

@@ -1,0 +1,160 @@
+"""The composition root: the only module that knows everybody."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from twisted.application import strports
+from twisted.application.service import IService, MultiService
+from twisted.cred.portal import Portal
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python import usage
+
+from vmconsole import __version__, config
+from vmconsole.audit import Audit
+from vmconsole.console.console import ConsolePool
+from vmconsole.engine.authorized_keys import AuthorizedKeys
+from vmconsole.engine.embedded.service import EmbeddedEngine
+from vmconsole.engine.http import make_engine_client
+from vmconsole.errors import ConfigError, VMConsoleError
+from vmconsole.hypervisor.libvirt_host import HostPool
+from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker, fingerprint
+from vmconsole.ssh.commands import Commands
+from vmconsole.ssh.factory import ConsoleSSHFactory, load_host_keys
+
+
+class Options(usage.Options):
+    """The command line of ``twistd vmconsole``."""
+
+    synopsis = "[--config vmconsole.toml]"
+    longdesc = (
+        "An ssh proxy to the serial consoles of virtual machines. Without a configuration it "
+        "serves the local machine's libvirt, with an engine of its own."
+    )
+    optParameters = [  # noqa: RUF012 - Twisted's own way to say it
+        [
+            "config",
+            "c",
+            None,
+            "The configuration file (default: $VMCONSOLE_CONFIG, /etc/vmconsole/vmconsole.toml).",
+        ],
+    ]
+
+    def postOptions(self) -> None:
+        """Read the configuration, so that its errors are told like those of the command line."""
+        named = self["config"]
+        path = Path(named) if named else config.default_path(os.environ)
+        try:
+            self["loaded"] = config.load(path, os.environ)
+        except ConfigError as error:
+            raise usage.UsageError(str(error)) from error
+
+
+class ConsoleProxy(MultiService):
+    """Everything that runs. What cannot start ends the process with one line that says why."""
+
+    name = "vmconsole"
+    _log = Logger()
+
+    def __init__(self, loaded: config.Config, factory: ConsoleSSHFactory) -> None:
+        super().__init__()
+        self._config = loaded
+        self._factory = factory
+
+    def privilegedStartService(self) -> None:
+        """Read or make the host keys, and take the ports."""
+        self._start(super().privilegedStartService, prepare=self._prepare)
+
+    def startService(self) -> None:
+        """Start the parts."""
+        self._start(super().startService)
+        self._log.info(
+            "vmconsole {version} is ready: ssh on {listen}",
+            version=__version__,
+            listen=", ".join(self._config.ssh.listen) or "nothing (an engine alone)",
+        )
+
+    def _prepare(self) -> None:
+        allowed = raise_open_files()
+        self._log.info("may open {files} files", files=allowed)
+        if self._config.ssh.listen:
+            keys = load_host_keys(self._config)
+            self._factory.use_host_keys(keys)
+            for kind, key in keys.items():
+                self._log.info(
+                    "host key {kind} {shown}",
+                    kind=kind.decode(),
+                    shown=fingerprint(key.public().blob()),
+                )
+
+    def _start(self, start: Callable[[], None], prepare: Callable[[], None] | None = None) -> None:
+        try:
+            if prepare is not None:
+                prepare()
+            start()
+        except VMConsoleError as error:
+            self._give_up(str(error))
+        except CannotListenError as error:
+            self._give_up(
+                f"cannot listen on {error.interface or 'any address'}, port {error.port}: "
+                f"{error.socketError}. Is another proxy running? See ssh.listen."
+            )
+
+    def _give_up(self, text: str) -> NoReturn:
+        self._log.critical("{text}", text=text)
+        raise SystemExit(f"vmconsole: {text}")
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit of open files to the hard one, and return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def makeService(options: Options) -> IService:
+    """Compose the proxy. Opens nothing: twistd forks between this and the start."""
+    import libvirt
+    from twisted.internet import reactor
+
+    try:
+        return make_proxy(options["loaded"], reactor, libvirt, os.urandom)
+    except ConfigError as error:
+        raise usage.UsageError(str(error)) from error
+
+
+def make_proxy(
+    loaded: config.Config, reactor: Any, libvirt: Any, random: Callable[[int], bytes]
+) -> ConsoleProxy:
+    """Compose the proxy of its parts. Raises ConfigError."""
+    hosts = HostPool(reactor, libvirt, loaded.hosts)
+    embedded = None if loaded.engine.url else EmbeddedEngine(reactor, loaded, hosts)
+    engine = make_engine_client(reactor, loaded, embedded.credentials if embedded else None)
+    keys = AuthorizedKeys(engine, reactor)
+    consoles = ConsolePool(hosts, reactor, loaded.console.backlog)
+    audit = Audit()
+    commands = Commands(engine, consoles, audit, reactor, loaded.escape_byte)
+    realm = ConsoleRealm(commands, reactor, loaded.limits.sessions_per_connection)
+    portal = Portal(realm, [EngineKeyChecker(keys.lookup, loaded.ssh.users)])
+    factory = ConsoleSSHFactory(portal, loaded, audit, reactor, random)
+
+    proxy = ConsoleProxy(loaded, factory)
+    # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts.
+    for part in (hosts, embedded, consoles):
+        if part is not None:
+            part.setServiceParent(proxy)
+    for description in loaded.ssh.listen:
+        try:
+            port = strports.service(description, factory, reactor=reactor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"ssh.listen: {description!r} is no Twisted endpoint (tcp:2222, "
+                f"tcp:2222:interface=127.0.0.1): {error}."
+            ) from error
+        port.setServiceParent(proxy)
+    return proxy
