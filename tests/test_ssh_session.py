@@ -192,6 +192,23 @@ class ConsoleTests(SessionTestCase):
         self.assertTrue(channel.gone)
         self.assertEqual(len(self.pair.pool), 0)
 
+    def test_quiet_guest(self) -> None:
+        """Who sees nothing for two seconds is told to press Enter; who sees or types is not."""
+        hint = b"[vmconsole: vm1 is quiet; Enter brings its prompt.]"
+        channel = self.connected()
+        self.pair.advance(2.5)
+        self.assertIn(hint, channel.output)
+        self.pair.type(channel, b"\x1d.")
+        for active in (
+            lambda channel: self.pair.guests.guest.print(b"login: "),
+            lambda channel: self.pair.type(channel, b"\r"),
+        ):
+            channel = self.pair.run(b"vm1", pty=True)
+            active(channel)
+            self.pair.advance(2.5)
+            self.assertNotIn(hint, channel.output)
+            self.pair.type(channel, b"\x1d.")
+
     def test_lone_escape(self) -> None:
         """A lone ``^]`` shows the help within a second, and the next key still counts."""
         channel = self.connected()

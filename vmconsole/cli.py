@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +99,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON 
 def main() -> None:
     """Serial consoles of virtual machines over ssh: users, keys, hosts and grants.
 
-    What a command changes counts at once, whether the service is running or not.
+    What a command changes counts within seconds, whether the service is running or not.
     """
 
 
@@ -247,12 +247,10 @@ def host_add(config: Config, name: str, uri: str) -> None:
 
 @host.command("list")
 @_json_option
-@_with_config
-def host_list(config: Config, as_json: bool) -> None:
-    """List the hosts, and the URIs that are used."""
-    with _open_store(config) as store:
-        records = [HostRecord(each.name, _uri(each, config)) for each in store.hosts()]
-    _show(records, as_json, "name", "uri")
+@_with_store
+def host_list(store: Store, as_json: bool) -> None:
+    """List the hosts. Without a URI, the rule of the configuration holds."""
+    _show(store.hosts(), as_json, "name", "uri")
 
 
 @host.command("remove")
@@ -308,7 +306,7 @@ def vm_list(config: Config, as_json: bool) -> None:
     """List the VMs of all hosts, asking each host's libvirt. Exit status 1: one did not answer."""
     with _open_store(config) as store:
         hosts = store.hosts() or [HostRecord(*item) for item in LOCAL_HOST.items()]
-    listings = _ask_hosts({each.name: _uri(each, config) for each in hosts}, config)
+    listings = _ask_hosts(hosts, config)
     vms = [_VM.of(domain, each.host) for each in listings for domain in each.domains]
     _show(vms, as_json, *_VM._fields)
     for listing in listings:
@@ -336,15 +334,15 @@ class _Listing(NamedTuple):
     error: str = ""
 
 
-def _ask_hosts(uris: Mapping[str, str], config: Config) -> list[_Listing]:
-    """What stands on each host, by name; all are asked at once, and each in time or not at all."""
+def _ask_hosts(hosts: Sequence[HostRecord], config: Config) -> list[_Listing]:
+    """What stands on each host; all are asked at once, and each answers in time or not at all."""
     answers: dict[str, _Listing] = {}
 
-    def ask(host: str, uri: str) -> None:
-        answers[host] = _ask_host(host, uri, config)
+    def ask(host: HostRecord) -> None:
+        answers[host.name] = _ask_host(host, config)
 
     # A call into libvirt cannot be cancelled: the process ends without these.
-    threads = [threading.Thread(target=ask, args=item, daemon=True) for item in uris.items()]
+    threads = [threading.Thread(target=ask, args=[host], daemon=True) for host in hosts]
     for thread in threads:
         thread.start()
     end = time.monotonic() + _HOST_SECONDS
@@ -352,21 +350,25 @@ def _ask_hosts(uris: Mapping[str, str], config: Config) -> list[_Listing]:
         thread.join(max(0, end - time.monotonic()))
     silent = f"gave no answer within {_HOST_SECONDS:g} seconds."
     return [
-        answers.get(host) or _Listing(host, error=f"{printable(host)} {silent}")
-        for host in sorted(uris)
+        answers.get(name) or _Listing(name, error=f"{printable(name)} {silent}")
+        for name in (host.name for host in hosts)
     ]
 
 
-def _ask_host(host: str, uri: str, config: Config) -> _Listing:
+def _ask_host(host: HostRecord, config: Config) -> _Listing:
+    # Else libvirt writes each error to stderr itself.
     libvirt.registerErrorHandler(lambda context, error: None, None)
     try:
-        connection = libvirt.open(uri)
+        connection = libvirt.open(_uri(host, config))
         try:
-            return _Listing(host, list_domains(connection))
+            return _Listing(host.name, list_domains(connection))
         finally:
             connection.close()
+    except ConfigError as error:
+        return _Listing(host.name, error=str(error))
     except libvirt.libvirtError as error:
-        return _Listing(host, error=str(host_unreachable(error, host, _hosts_config(config).pki)))
+        pki = _hosts_config(config).pki
+        return _Listing(host.name, error=str(host_unreachable(error, host.name, pki)))
 
 
 def _uri(host: HostRecord, config: Config) -> str:

@@ -109,8 +109,14 @@ def get() -> Lab:
     global _lab
     if _lab is None:
         _lab = Lab()
-        atexit.register(_lab.close)
+        atexit.register(_close, _lab, os.getpid())
     return _lab
+
+
+def _close(lab: Lab, owner: int) -> None:
+    # A child that was forked off and ends as Python does must not take our hosts along.
+    if os.getpid() == owner:
+        lab.close()
 
 
 def missing() -> str:

@@ -4,8 +4,8 @@
  * At start it prints a banner and a prompt. From then on it lives in the interrupt handler
  * of the UART and halts between interrupts, so that an idle guest takes no CPU.
  *
- *   default      every received byte is sent back as it came, all 256 values alike
- *   -defsym FLOOD=1   any received byte starts an endless numbered text; the next one stops it
+ *   default           every received byte is sent back as it came, all 256 values alike
+ *   --defsym FLOOD=1  any received byte starts an endless numbered text; the next one stops it
  *
  * Assembled by images.py with `as --32`, linked flat to 0x7c00, where the BIOS loads it.
  */

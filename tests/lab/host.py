@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ class LibvirtHost:
 
     Making one lays out its folder and certificates, and starts its namespaces; ``start`` starts
     the daemon. Guests are steered by virsh, as a process: this one may have an event loop of its
-    own in libvirt-python. Every method waits; all raise LabError.
+    own in libvirt-python. Every method waits, raises LabError, and may be called in any thread.
     """
 
     def __init__(self, name: str, authority: Identity, images: Images) -> None:
@@ -37,6 +38,7 @@ class LibvirtHost:
         self._capabilities = images.cache / "capabilities"
         self._uuid = str(uuid4())
         self._announced = False
+        self._placing = threading.Lock()
         # In /tmp whatever TMPDIR says: the path of a unix socket may have 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix=f"vmc-{name}-", dir="/tmp"))
         try:
@@ -191,6 +193,7 @@ class LibvirtHost:
     def _place(self, image: Path) -> Path:
         # The host has a /var and a /run of its own: a cache in there would be out of its sight.
         target = self.directory / "images" / f"{image.parent.name}-{image.name}"
-        if not target.exists():
-            shutil.copyfile(image, target)
+        with self._placing:
+            if not target.exists():
+                shutil.copyfile(image, target)
         return target

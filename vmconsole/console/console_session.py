@@ -28,6 +28,8 @@ from vmconsole.text import printable
 HELP_AFTER = 0.7
 # Seconds until somebody who waits for a console is told that it takes longer.
 CONNECTING_AFTER = 1.0
+# Seconds of silence on a fresh console, until the user is told what brings a prompt.
+QUIET_AFTER = 2.0
 # Seconds that the guest has to take what was typed, after the client's end of input.
 LAST_INPUT = 5.0
 _LAST_INPUT_POLL = 0.05
@@ -43,6 +45,8 @@ class Screen(Protocol):
     def __init__(self, channel: IConsumer, opened: Callable[[Attachment], None]) -> None:
         self._channel = channel
         self._opened = opened
+        self.silent = True
+        """Until the guest printed something."""
         self.ended: Deferred[BaseException] = Deferred()
 
     def connectionMade(self) -> None:
@@ -53,12 +57,13 @@ class Screen(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """The guest printed."""
+        self.silent = False
         self._channel.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The console is closed."""
         self._channel.unregisterProducer()
-        self.ended.callback(reason.value)
+        self.ended.callback(reason.value or ConnectionDone())
 
 
 @implementer(IHalfCloseableProtocol)
@@ -84,7 +89,7 @@ class ConsoleSession(Protocol):
         self._connecting: Deferred[Attachment] | None = None
         self._told_connecting = False
         self._attachment: Attachment | None = None
-        self._help: IDelayedCall | None = None
+        self._hint: IDelayedCall | None = None
         self._input_ended = False
         self._left = ""
 
@@ -109,7 +114,7 @@ class ConsoleSession(Protocol):
         """Wait until it is over, say why on the user's screen, and return the reason."""
         error = await self._screen.ended
         self._attachment = None
-        self._stop_help()
+        self._stop_hint()
         reason = self._left if isinstance(error, ConnectionDone) else str(error)
         self.transport.write(_TERMINAL_RESET)
         self._say(reason)
@@ -119,7 +124,7 @@ class ConsoleSession(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """The user typed."""
-        self._stop_help()
+        self._stop_hint()
         if self._told_connecting and self._attachment is None and _CTRL_C in data:
             self._leave(f"You gave up {self._name}.")
             return
@@ -132,7 +137,7 @@ class ConsoleSession(Protocol):
             else:
                 self._tell_help()
         if self._scanner.pending:
-            self._help = self._clock.callLater(HELP_AFTER, self._tell_help)
+            self._hint = self._clock.callLater(HELP_AFTER, self._tell_help)
 
     def readConnectionLost(self) -> None:
         """The client's input ended: leave, once the guest's host has taken what was typed."""
@@ -145,7 +150,7 @@ class ConsoleSession(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The channel is gone."""
-        self._stop_help()
+        self._stop_hint()
         self._leave("The ssh connection ended.")
 
     # ---
@@ -160,6 +165,7 @@ class ConsoleSession(Protocol):
     def _opened(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._say(f"{self._name} on {printable(self._info.host)}. {self._how_to_leave()}")
+        self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet)
         early, self._early = bytes(self._early), bytearray()
         if early:
             attachment.write(early)
@@ -186,6 +192,10 @@ class ConsoleSession(Protocol):
         self._told_connecting = True
         self._say(f"Connecting to {self._name} on {printable(self._info.host)}... Ctrl-C gives up.")
 
+    def _tell_quiet(self) -> None:
+        if self._screen.silent:
+            self._say(f"{self._name} is quiet; Enter brings its prompt.")
+
     def _tell_help(self) -> None:
         if self._escape is not None:
             key = escape_name(self._escape)
@@ -200,7 +210,7 @@ class ConsoleSession(Protocol):
     def _say(self, text: str) -> None:
         self.transport.write(f"\r\n[vmconsole: {text}]\r\n".encode())
 
-    def _stop_help(self) -> None:
-        if self._help is not None and self._help.active():
-            self._help.cancel()
-        self._help = None
+    def _stop_hint(self) -> None:
+        if self._hint is not None and self._hint.active():
+            self._hint.cancel()
+        self._hint = None

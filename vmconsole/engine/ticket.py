@@ -26,7 +26,6 @@ MAX_TICKET_BYTES = 65536
 _DATE = "%Y%m%d%H%M%S"
 _SIGNED = ("salt", "validFrom", "validTo", "data")
 _FIELDS = frozenset({*_SIGNED, "signedFields", "v2_signature", "certificate"})
-_PSS = padding.PSS(padding.MGF1(SHA256()), padding.PSS.MAX_LENGTH)
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 # What cryptography raises for a certificate that it cannot read, or only in part.
 _BAD_CERTIFICATE = (
@@ -61,7 +60,7 @@ def sign_ticket(
         "validTo": (now + lifetime).astimezone(UTC).strftime(_DATE),
         "data": data,
     }
-    signature = identity.key.sign("".join(signed.values()).encode(), _PSS, SHA256())
+    signature = identity.key.sign("".join(signed.values()).encode(), _pss(identity.key), SHA256())
     ticket = {
         **signed,
         "signedFields": ",".join(_SIGNED),
@@ -100,7 +99,9 @@ class TicketVerifier:
             raise TicketRefused("The ticket has no v2_signature.")
         signed = "".join(fields[name] for name in fields["signedFields"].split(","))
         try:
-            key.verify(_base64(fields["v2_signature"].encode()), signed.encode(), _PSS, SHA256())
+            key.verify(
+                _base64(fields["v2_signature"].encode()), signed.encode(), _pss(key), SHA256()
+            )
         except (InvalidSignature, ValueError):
             raise TicketRefused("The signature is wrong.") from None
         self._check_new(salt, valid_to + TOLERANCE, now)
@@ -169,6 +170,12 @@ def _parse(body: bytes) -> dict[str, str]:
     if sorted(fields["signedFields"].split(",")) != sorted(_SIGNED):
         raise TicketMalformed(f"signedFields is not {','.join(_SIGNED)}.")
     return fields
+
+
+def _pss(key: rsa.RSAPrivateKey | rsa.RSAPublicKey) -> padding.PSS:
+    # The number itself: to verify, PSS.MAX_LENGTH takes any salt.
+    length = padding.calculate_max_pss_salt_length(key, SHA256())
+    return padding.PSS(padding.MGF1(SHA256()), length)
 
 
 class _Object(list[tuple[str, object]]):

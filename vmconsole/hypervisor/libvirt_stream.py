@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +24,8 @@ from zope.interface import implementer
 
 from vmconsole.errors import ConsoleBusy, ConsoleGone, HostUnreachable
 from vmconsole.hypervisor.libvirt_domains import console_ending
-from vmconsole.hypervisor.libvirt_errors import ConsoleLocked, connection_lost, console_error
+from vmconsole.hypervisor.libvirt_errors import ConsoleLocked, connection_lost
+from vmconsole.hypervisor.libvirt_line import Line
 from vmconsole.hypervisor.pacing import Credit
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
 from vmconsole.text import printable
@@ -45,8 +45,7 @@ _LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6)
 _STUCK = 5.0
 
 # Bytes.
-_RECEIVE = 65536
-_BURST = 4 * _RECEIVE
+_BURST = 262144
 _PAUSE_ABOVE = 16384
 _RESUME_BELOW = 4096
 
@@ -59,50 +58,6 @@ class ConsoleAddress:
     host: str
     vm_id: str
     vm_name: str
-
-
-class Line:
-    """A console as libvirt has it: a stream on a connection of its own. For a host's threads."""
-
-    def __init__(self, host: Host, console: ConsoleInfo) -> None:
-        """Open it; this waits. Raises ConsoleError."""
-        libvirt = host.libvirt
-
-        def open_stream(raw: Any) -> Any:
-            # Looked up here, because a domain object that lives keeps the connection open.
-            domain = raw.lookupByUUIDString(console.vm_id)
-            stream = raw.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            alias = None if console.console == "default" else console.console
-            domain.openConsole(alias, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE)
-            return stream
-
-        self.connection = host.connect()
-        self.stream: Any = None
-        self._errors = libvirt.libvirtError
-        try:
-            self.stream = self.connection.use(open_stream)
-            return
-        except self._errors as error:
-            problem = console_error(error, host.name, console.vm_name, console.vm_id)
-        finally:
-            if self.stream is None:
-                self.connection.close()
-        raise problem
-
-    def ping(self) -> None:
-        """One round trip. Raises libvirtError."""
-        self.connection.use(lambda raw: raw.getLibVersion())
-
-    def close(self) -> None:
-        """Leave the console and close the connection, within some 3 s. Once only."""
-        # A stuck guest would hold up the abort until libvirtd drops the connection.
-        self.connection.keep_alive(1, 2)
-        stream, self.stream = self.stream, None
-        with suppress(self._errors):
-            stream.abort()
-        # While it lives, the connection is not closed.
-        del stream
-        self.connection.close()
 
 
 @implementer(IStreamClientEndpoint)
@@ -155,12 +110,6 @@ class ConsoleStream:
         self._host = host
         self._line = line
         self._errors = host.libvirt.libvirtError
-        self._readable = (
-            host.libvirt.VIR_STREAM_EVENT_READABLE
-            | host.libvirt.VIR_STREAM_EVENT_ERROR
-            | host.libvirt.VIR_STREAM_EVENT_HANGUP
-        )
-        self._writable = host.libvirt.VIR_STREAM_EVENT_WRITABLE
         self._protocol: IProtocol | None = None
         self._queue = bytearray()
         self._full = False
@@ -178,7 +127,7 @@ class ConsoleStream:
             protocol = factory.buildProtocol(self.getPeer())
             if protocol is None:
                 raise NoProtocol
-            self._line.stream.eventAddCallback(self._readable, self._on_event, None)
+            self._line.start(self._on_event)
             self._protocol = protocol
             protocol.makeConnection(self)
         except self._errors as error:
@@ -250,15 +199,15 @@ class ConsoleStream:
 
     # Output
 
-    def _on_event(self, stream: Any, events: int, _opaque: None) -> None:
+    def _on_event(self, has_room: bool) -> None:
         if not self._open:
             return
         try:
-            if events & self._writable:
-                stream.eventUpdateCallback(self._readable)
+            if has_room and self._full:
                 self._full = False
+                self._line.want_room(False)
                 self._send()
-            ended = self._receive(stream)
+            ended = self._receive()
         except Exception:
             # The protocol's mistake must not go on into libvirt, and the guest is not to blame.
             self._log.failure("a console's protocol failed")
@@ -267,7 +216,7 @@ class ConsoleStream:
         if ended is not None and self._open:
             self._finish(ended())
 
-    def _receive(self, stream: Any) -> Callable[[], Coroutine[Deferred[Any], Any, str]] | None:
+    def _receive(self) -> Callable[[], Coroutine[Deferred[Any], Any, str]] | None:
         """Take what there is, up to a burst: libvirt calls again when there is more.
 
         Returns what finds out why it ended, when it did.
@@ -275,11 +224,11 @@ class ConsoleStream:
         burst, ended = bytearray(), None
         while len(burst) < _BURST:
             try:
-                data = stream.recv(_RECEIVE)
+                data = self._line.receive()
             except self._errors:
                 ended = self._why_failed
                 break
-            if data == -2:
+            if data is None:
                 break
             if not data:
                 ended = self._why_eof
@@ -324,10 +273,10 @@ class ConsoleStream:
     def _send(self) -> None:
         try:
             while self._queue and not self._full and (room := self._credit.room):
-                taken = self._line.stream.send(bytes(self._queue[:room]))
-                if taken <= 0:
+                taken = self._line.send(bytes(self._queue[:room]))
+                if not taken:
                     self._full = True
-                    self._line.stream.eventUpdateCallback(self._readable | self._writable)
+                    self._line.want_room(True)
                     break
                 del self._queue[:taken]
                 self._credit.sent(taken)
@@ -392,8 +341,7 @@ class ConsoleStream:
         if not self._open:
             return
         self._open = False
-        with suppress(self._errors):
-            self._line.stream.eventRemoveCallback()
+        self._line.stop()
         self._host.console_ended(self)
         self._line.connection.closed.addCallback(lambda _: self._host.console_closed(self))
         # Not now: libvirt's callback, which may be below us on the stack, holds the stream.

@@ -29,6 +29,7 @@ from vmconsole.audit import Login
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import User
 from vmconsole.ssh.commands import Commands
+from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.text import printable, printable_bytes
 
@@ -192,7 +193,8 @@ class UserAuth(userauth.SSHUserAuthServer):
     transport: ConsoleTransport
     # Ours count, for each connection: Conch's would start anew with each SERVICE_REQUEST.
     attemptsBeforeDisconnect = 1000
-    _log = Logger()
+    _log = conch_logger("vmconsole.ssh.conch")
+    log = Logger()
 
     def serviceStarted(self) -> None:
         """The grace period runs in the transport, since the TCP accept."""
@@ -262,7 +264,7 @@ class UserAuth(userauth.SSHUserAuthServer):
             raise
         except EngineError as error:
             tries.refusal = str(error)
-            self._log.warn(
+            self.log.warn(
                 "session {session}: no login without the engine: {error}",
                 session=self.transport.session_id,
                 error=error,

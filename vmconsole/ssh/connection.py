@@ -8,11 +8,14 @@ from typing import Any
 from twisted.conch.ssh import connection
 from twisted.conch.ssh.common import NS, getNS
 
+from vmconsole.ssh.logs import conch_logger
+
 
 class ConsoleConnection(connection.SSHConnection):
     """RFC 4254 without forwarding of any kind."""
 
     transport: Any
+    _log = conch_logger("vmconsole.ssh.conch")
 
     def ssh_CHANNEL_OPEN(self, packet: bytes) -> None:
         """Section 5.1: open a session, or say which of them are open already."""

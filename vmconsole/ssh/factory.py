@@ -30,6 +30,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
     The host keys are given with ``use_host_keys`` before it listens.
     """
 
+    noisy = False
     protocol = ConsoleTransport
     services = {  # noqa: RUF012 - Conch's own way to say it
         b"ssh-userauth": UserAuth,
@@ -58,7 +59,8 @@ class ConsoleSSHFactory(factory.SSHFactory):
         self._host_key_algorithms = choose_algorithms(
             "host_key_algorithms", config.ssh.host_key_algorithms
         )
-        self.primes = None
+        # Conch would say for each connection that it has none; group exchange is not offered.
+        self.primes = {0: []}
 
     def use_host_keys(self, keys: Mapping[bytes, Key]) -> None:
         """Take the private host keys, by their ssh type. Raises ConfigError when the configured

@@ -21,9 +21,10 @@ from twisted.internet.interfaces import (
     IReactorTime,
     ITransport,
 )
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from vmconsole.ssh.logs import conch_logger
 
 if TYPE_CHECKING:
     from vmconsole.ssh.auth import ConsoleAvatar
@@ -44,7 +45,7 @@ class SessionChannel(channel.SSHChannel):
     """
 
     name = b"session"
-    _log = Logger()
+    _log = conch_logger("vmconsole.ssh.conch")
     conn: Any
     id: Any
     avatar: ConsoleAvatar

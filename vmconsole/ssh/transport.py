@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from vmconsole.audit import Login
 from vmconsole.errors import ConfigError
+from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.session import SessionChannel
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class ConsoleTransport(transport.SSHServerTransport):
     transport: Any
     ourVersionString = b"SSH-2.0-vmconsole"
     supportedCompressions = [b"none"]  # noqa: RUF012 - Conch's own way to say it
-    _log = Logger()
+    _log = conch_logger("vmconsole.ssh.conch")
+    log = Logger()
     _grace: IDelayedCall | None = None
     _login: Login | None = None
     ending = False
@@ -163,8 +165,11 @@ class ConsoleTransport(transport.SSHServerTransport):
         if failure.check(*_CLIENTS_DOING):
             self._protocol_error(repr(failure.value))
         else:
-            self._log.failure("session {session}", failure, session=self.session_id)
+            self.log.failure("session {session}", failure, session=self.session_id)
             self._protocol_error(f"{type(failure.value).__name__}")
+
+    def receiveError(self, reasonCode: int, description: bytes) -> None:
+        """The client says that it goes, and why; going is no error."""
 
     def sendDisconnect(self, reason: int, desc: bytes) -> None:
         """Say why, and close; what is still to be written must not wait for a stalled client."""
@@ -220,7 +225,7 @@ class ConsoleTransport(transport.SSHServerTransport):
             self._grace = None
 
     def _protocol_error(self, what: str) -> None:
-        self._log.info(
+        self.log.info(
             "session {session}: {address} broke the protocol: {what}",
             session=self.session_id,
             address=self.address,
