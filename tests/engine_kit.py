@@ -6,17 +6,15 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from treq.client import HTTPClient
-from treq.testing import RequestTraversalAgent
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.resource import IResource
+from twisted.web.iweb import IAgent
 
 from vmconsole import pki
 from vmconsole.engine.client import EngineClient
@@ -24,6 +22,7 @@ from vmconsole.engine.embedded.answers import Answers
 from vmconsole.engine.embedded.inventory import Inventory
 from vmconsole.engine.embedded.servlet import ConsoleProxyServlet, make_site
 from vmconsole.engine.embedded.store import Store
+from vmconsole.engine.http import without_cookies
 from vmconsole.engine.ticket import TicketVerifier
 
 T = TypeVar("T")
@@ -68,18 +67,18 @@ def clock_at(moment: datetime = NOW) -> Clock:
 
 
 def client_of(
-    root: IResource,
+    agent: IAgent,
     clock: Clock,
     identity: pki.Identity | None = None,
     url: str = URL,
     **settings: Any,
 ) -> EngineClient:
-    """A client that reaches the resource tree ``root`` in memory."""
+    """A client that reaches its engine through ``agent``."""
 
     async def credentials() -> pki.Identity:
         return identity or signer()
 
-    http = HTTPClient(RequestTraversalAgent(root))
+    http = without_cookies(agent)
     return EngineClient(http, url, credentials, clock, **settings)
 
 
@@ -107,7 +106,7 @@ class EngineTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.events: list[LogEvent] = []
-        observer: ILogObserver = self.events.append
+        observer = cast(ILogObserver, self.events.append)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.clock = clock_at()

@@ -170,9 +170,7 @@ class SSHPair:
             self.engine, self.pool, self.audit, self.clock, self.config.escape_byte
         )
         portal = Portal(
-            ConsoleRealm(
-                self.commands, self.clock, self.config.limits.sessions_per_connection
-            ),
+            ConsoleRealm(self.commands, self.clock, self.config.limits.sessions_per_connection),
             [EngineKeyChecker(self._lookup, self.config.ssh.users)],
         )
         self.factory = ConsoleSSHFactory(

@@ -182,8 +182,10 @@ class AlgorithmTests(AuthTestCase):
     def test_good_ones(self) -> None:
         """ecdsa of each curve, and RSA of 2048 bits and more with SHA-2, log in."""
         rsa_key = Key(rsa.generate_private_key(65537, 2048))
-        cases = [(Key(ec.generate_private_key(curve())), b"") for curve in (
-            ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)]
+        cases = [
+            (Key(ec.generate_private_key(curve())), b"")
+            for curve in (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+        ]
         cases += [(rsa_key, b"rsa-sha2-256"), (rsa_key, b"rsa-sha2-512")]
         for key, algorithm in cases:
             pair = SSHPair()
@@ -248,9 +250,7 @@ class LimitTests(AuthTestCase):
         self.assertEqual(self.answers(), [FAILURE] * 6)
         self.auth.sign(b"vmproxy", ALICE_KEY)
         self.assertEqual(self.answers(), [])
-        self.assertEqual(
-            self.pair.client.disconnected, (14, b"too many authentication failures")
-        )
+        self.assertEqual(self.pair.client.disconnected, (14, b"too many authentication failures"))
 
     def test_queries(self) -> None:
         """A client with many keys gets in: queries are counted apart, up to auth_queries."""
@@ -293,9 +293,7 @@ class LimitTests(AuthTestCase):
         self.pair.advance(29)
         self.assertIsNone(self.pair.client.disconnected)
         self.pair.advance(2)
-        self.assertEqual(
-            self.pair.client.disconnected, (11, b"no login within the time limit")
-        )
+        self.assertEqual(self.pair.client.disconnected, (11, b"no login within the time limit"))
         pair = SSHPair(Config(limits=Limits(login_grace=5)))
         pair.login()
         pair.advance(60)

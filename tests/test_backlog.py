@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from vmconsole.console.backlog import Backlog
@@ -39,7 +40,9 @@ class BacklogTests(SynchronousTestCase):
             take_all(backlog), b"\r\n\x1b[0m[vmconsole: 10 bytes dropped]\r\ncccc\ndddd\n"
         )
 
-    @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"[", b"("))), st.integers(1, 50))
+    @given(
+        st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"[", b"("))), st.integers(1, 50)
+    )
     def test_nothing_vanishes(self, pieces: list[bytes], limit: int) -> None:
         """Never more than the limit is held, and each byte is either shown or counted."""
         backlog = Backlog(limit)

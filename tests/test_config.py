@@ -65,7 +65,9 @@ class ConfigTests(SynchronousTestCase):
             with self.assertRaises(ConfigError) as caught:
                 self.load(text)
             self.assertIn(told, str(caught.exception))
-            self.assertIn("_trial_temp" if "_trial" in self.mktemp() else "/", str(caught.exception))
+            self.assertIn(
+                "_trial_temp" if "_trial" in self.mktemp() else "/", str(caught.exception)
+            )
 
     def test_unreadable(self) -> None:
         """A file that is not there, or no text, is told."""

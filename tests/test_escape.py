@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given, strategies as st
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from vmconsole.console.escape import Command, EscapeScanner, escape_name
@@ -64,10 +67,8 @@ class EscapeTests(SynchronousTestCase):
     def test_splits(self, data: bytes, cuts: list[int]) -> None:
         """However the input is split, it means the same."""
         ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-        pieces = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        self.assertEqual(
-            scan(EscapeScanner(PREFIX), pieces), scan(EscapeScanner(PREFIX), [data])
-        )
+        pieces = [data[a:b] for a, b in pairwise(ends)]
+        self.assertEqual(scan(EscapeScanner(PREFIX), pieces), scan(EscapeScanner(PREFIX), [data]))
 
     @given(st.binary())
     def test_everything_can_be_typed(self, data: bytes) -> None:

@@ -95,9 +95,7 @@ class MenuProtocolTests(SynchronousTestCase):
         self.menu.dataReceived(b"zz\x15we\x1b[A\x1bOBX\x7f")
         self.menu.dataReceived(b"b2\r")
         self.assertEqual(self.successResultOf(self.menu.chosen), VMS[2])
-        self.assertEqual(
-            self.transport.value(), b"zz\b \b\b \bweX\b \bb2\r\n"
-        )
+        self.assertEqual(self.transport.value(), b"zz\b \b\b \bweX\b \bb2\r\n")
 
     def test_split_utf8(self) -> None:
         """A character whose bytes come one by one is one character."""

@@ -302,17 +302,35 @@ class ConsoleTests(SessionTestCase):
         self.assertEqual(len(self.pair.pool), 0)
 
     def test_end_of_input(self) -> None:
-        """After the end of the client's input the session ends, once the guest has taken it."""
+        """After the end of the client's input the session goes on while the guest takes what was
+        typed, or prints its answer, and ends after a second of silence."""
         channel = self.connected()
-        self.pair.guests.guest.unsent = 5
+        guest = self.pair.guests.guest
         self.pair.type(channel, b"hello")
         self.pair.connection.sendEOF(channel)
-        self.pair.flush()
-        self.assertTrue(self.pair.guests.guest.open)
-        self.pair.guests.guest.unsent = 0
-        self.pair.advance(0.1)
-        self.assertFalse(self.pair.guests.guest.open)
+        guest.unsent = 50
+        for _ in range(50):
+            guest.unsent -= 1
+            self.pair.advance(0.25)
+        for _ in range(4):
+            guest.print(b"answer")
+            self.pair.advance(0.9)
+        self.assertTrue(guest.open)
+        self.pair.advance(0.5)
+        self.pair.advance(0.5)
+        self.assertFalse(guest.open)
+        self.assertTrue(channel.output.endswith(b"[vmconsole: The input ended; you left vm1.]\r\n"))
         self.assertEqual(channel.status, 0)
+
+    def test_end_of_input_in_a_flood(self) -> None:
+        """A guest that prints without end is not listened to for ever."""
+        channel = self.connected()
+        self.pair.connection.sendEOF(channel)
+        self.pair.flush()
+        for _ in range(24):
+            self.pair.guests.guest.print(b"more")
+            self.pair.advance(0.25)
+        self.assertFalse(self.pair.guests.guest.open)
 
     def test_proxy_stops(self) -> None:
         """A proxy that is stopped tells everybody before it goes."""

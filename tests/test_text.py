@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from vmconsole.text import printable, printable_bytes
@@ -13,7 +14,7 @@ class PrintableTests(SynchronousTestCase):
 
     def test_visible_text_stays(self) -> None:
         """Letters of any script, and plain spaces, stay as they are."""
-        self.assertEqual(printable("web 1 – Schrödinger 猫"), "web 1 – Schrödinger 猫")
+        self.assertEqual(printable("web 1 - Schrödinger 猫"), "web 1 - Schrödinger 猫")
 
     def test_what_acts_is_escaped(self) -> None:
         """Control characters, escape sequences, line separators, overrides, backslashes."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import click
-import libvirt
 import msgspec
 
 from vmconsole.config import Config, Hosts, default_path, load
@@ -107,11 +106,8 @@ def main() -> None:
 @_with_config
 def check(config: Config) -> None:
     """Tell what is wrong with the configuration. Exit status 1: something is."""
-    findings = [
-        *check_engine(config, datetime.now(UTC)),
-        *_check_ssh(config),
-        *_check_hosts(config),
-    ]
+    now = datetime.now(UTC)
+    findings = [*check_engine(config, now), *_check_ssh(config), *_check_hosts(config)]
     for finding in findings:
         click.echo(f"{'ERROR' if finding.fatal else 'WARNING'}: {finding.text}", err=True)
     if any(finding.fatal for finding in findings):
@@ -356,6 +352,8 @@ def _ask_hosts(hosts: Sequence[HostRecord], config: Config) -> list[_Listing]:
 
 
 def _ask_host(host: HostRecord, config: Config) -> _Listing:
+    import libvirt
+
     # Else libvirt writes each error to stderr itself.
     libvirt.registerErrorHandler(lambda context, error: None, None)
     try:

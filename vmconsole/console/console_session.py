@@ -30,9 +30,11 @@ HELP_AFTER = 0.7
 CONNECTING_AFTER = 1.0
 # Seconds of silence on a fresh console, until the user is told what brings a prompt.
 QUIET_AFTER = 2.0
-# Seconds that the guest has to take what was typed, after the client's end of input.
+# After the client's end of input: seconds of silence both ways until the session ends, and how
+# long a guest that prints without end is listened to when it takes no more input.
+SILENCE = 1.0
 LAST_INPUT = 5.0
-_LAST_INPUT_POLL = 0.05
+_LOOK_EVERY = 0.25
 
 _CTRL_C = b"\x03"
 # Attributes off, cursor visible: what a guest may have left behind on the user's terminal.
@@ -140,10 +142,10 @@ class ConsoleSession(Protocol):
             self._hint = self._clock.callLater(HELP_AFTER, self._tell_help)
 
     def readConnectionLost(self) -> None:
-        """The client's input ended: leave, once the guest's host has taken what was typed."""
+        """The client's input ended: leave, once the guest took it and had time to answer."""
         self._input_ended = True
         if self._attachment is not None:
-            self._leave_when_sent(self._clock.seconds() + LAST_INPUT)
+            self._leave_when_quiet()
 
     def writeConnectionLost(self) -> None:
         """Never comes for an ssh channel."""
@@ -172,7 +174,7 @@ class ConsoleSession(Protocol):
             cast(IPushProducer, self.transport).resumeProducing()
         attachment.registerProducer(cast(IPushProducer, self.transport), True)
         if self._input_ended:
-            self._leave_when_sent(self._clock.seconds() + LAST_INPUT)
+            self._leave_when_quiet()
 
     def _type(self, data: bytes) -> None:
         if self._attachment is not None:
@@ -181,12 +183,27 @@ class ConsoleSession(Protocol):
             self._early += data
             cast(IPushProducer, self.transport).pauseProducing()
 
-    def _leave_when_sent(self, deadline: float) -> None:
-        attachment = self._attachment
-        if attachment and attachment.unsent and self._clock.seconds() < deadline:
-            self._clock.callLater(_LAST_INPUT_POLL, self._leave_when_sent, deadline)
-        else:
-            self._leave(f"The input ended; you left {self._name}.")
+    def _leave_when_quiet(self) -> None:
+        seen = (-1, -1)
+        taken_at = moved_at = self._clock.seconds()
+
+        def look() -> None:
+            nonlocal seen, taken_at, moved_at
+            attachment, now = self._attachment, self._clock.seconds()
+            if attachment is None:
+                return
+            unsent, printed = attachment.unsent, attachment.bytes_out
+            if unsent != seen[0]:
+                taken_at = now
+            if (unsent, printed) != seen:
+                moved_at = now
+            seen = (unsent, printed)
+            if now - moved_at >= SILENCE or now - taken_at >= LAST_INPUT:
+                self._leave(f"The input ended; you left {self._name}.")
+            else:
+                self._clock.callLater(_LOOK_EVERY, look)
+
+        look()
 
     def _tell_connecting(self) -> None:
         self._told_connecting = True

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from vmconsole import pki
-from vmconsole.engine.exchange import MAX_REPLY_BYTES, post
+from vmconsole.engine.exchange import MAX_REPLY_BYTES, Exchange
 from vmconsole.engine.flight import Flight
 from vmconsole.engine.keyline import parse_key_line
 from vmconsole.engine.ticket import SALT_BYTES, sign_ticket
@@ -83,15 +83,22 @@ class EngineClient:
         cache_ttl: float = 5.0,
         random: Callable[[int], bytes] = os.urandom,
         max_reply: int = MAX_REPLY_BYTES,
+        called: str = "",
     ) -> None:
-        self._http = http
-        self._url = f"{url.rstrip('/')}/{SERVLET}"
+        """``called`` names the engine in errors instead of its URL."""
+        self._called = called or f"The engine at {url}"
+        self._exchange = Exchange(
+            http,
+            f"{url.rstrip('/')}/{SERVLET}",
+            clock,
+            timeout=timeout,
+            max_reply=max_reply,
+            who=self._called,
+        )
         self._credentials = credentials
         self._clock = clock
-        self._timeout = timeout
         self._cache_ttl = cache_ttl
         self._random = random
-        self._max_reply = max_reply
         self._keys: _Shared[tuple[AuthorizedKey, ...]] = _Shared()
         self._consoles: _Shared[tuple[ConsoleInfo, ...]] = _Shared()
         self._remembered: dict[str, _Remembered] = {}
@@ -141,11 +148,9 @@ class EngineClient:
             datetime.fromtimestamp(self._clock.seconds(), UTC),
             self._random(SALT_BYTES),
         )
-        status, body = await post(
-            self._http, self._url, ticket, self._clock, self._timeout, self._max_reply
-        )
+        status, body = await self._exchange.post(ticket)
         if status != 200:
-            raise _refusal(self._url, status)
+            raise _refusal(self._called, status)
         return body
 
     def _each(
@@ -241,23 +246,23 @@ def _console(raw: msgspec.Raw) -> ConsoleInfo:
     return ConsoleInfo(entry.vmid, entry.vmname, entry.host, entry.console, entry.role)
 
 
-def _refusal(url: str, status: int) -> EngineError:
+def _refusal(who: str, status: int) -> EngineError:
     if status in _UNREACHABLE:
-        return EngineUnreachable(f"The engine behind {url} does not answer (HTTP status {status}).")
+        return EngineUnreachable(f"{who} does not answer (HTTP status {status}).")
     if status == 403:
         return EngineError(
-            f"The engine at {url} refused our ticket (HTTP status 403). Look at the certificate "
-            "that signs our tickets: is it issued by the engine's own CA, is it expired, does its "
-            f"extended key usage have {pki.TICKET_OID.dotted_string}? Then at both clocks."
+            f"{who} refused our ticket (HTTP status 403). Look at the certificate that signs our "
+            "tickets: is it issued by the engine's own CA, is it expired, does its extended key "
+            f"usage have {pki.TICKET_OID.dotted_string}? Then look at both clocks."
         )
     if status == 500:
         return EngineError(
-            f"The engine at {url} failed (HTTP status 500); its log may say why. A user whom it "
-            "does not know is one reason, and so is a certificate without an extended key usage."
+            f"{who} failed (HTTP status 500); its log may say why. A user whom it does not know "
+            "is one reason, and so is a certificate without an extended key usage."
         )
     if status == 404 or 300 <= status < 400:
         return EngineError(
-            f"There is no console servlet at {url} (HTTP status {status}): look at engine.url, "
+            f"{who} has no console servlet there (HTTP status {status}): look at engine.url, "
             "which for an oVirt Engine is https://NAME/ovirt-engine/."
         )
-    return EngineError(f"The engine at {url} answered with HTTP status {status}.")
+    return EngineError(f"{who} answered with HTTP status {status}.")

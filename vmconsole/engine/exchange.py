@@ -8,7 +8,7 @@ from typing import Any, cast
 from OpenSSL import SSL
 from service_identity import VerificationError
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectError, ConnectionLost
 from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
@@ -30,43 +30,65 @@ from vmconsole.text import printable
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 
 
-async def post(
-    http: HTTPClient, url: str, body: bytes, clock: IReactorTime, timeout: float, max_reply: int
-) -> tuple[int, bytes]:
-    """POST ``body`` as text/plain; the status and the reply's body.
+class Exchange:
+    """POSTs to ``url``, within ``timeout`` seconds, for replies of up to ``max_reply`` bytes.
 
-    Raises EngineUnreachable when no whole answer came within ``timeout`` seconds, EngineError
-    when it is larger than ``max_reply`` bytes, is no HTTP, or TLS does not trust the engine.
+    ``who`` names the engine in errors.
     """
-    exchange = Deferred.fromCoroutine(_exchange(http, url, body, clock, max_reply))
-    exchange.addTimeout(timeout, clock)
-    try:
-        return await exchange
-    except EngineError:
-        raise
-    except TimeoutError:
-        raise EngineUnreachable(
-            f"The engine at {url} gave no answer within {timeout:g} seconds."
-        ) from None
-    except Exception as error:
-        raise _translated(url, error) from error
 
+    def __init__(
+        self,
+        http: HTTPClient,
+        url: str,
+        clock: IReactorTime,
+        *,
+        timeout: float,
+        max_reply: int,
+        who: str,
+    ) -> None:
+        self._http = http
+        self._url = url
+        self._clock = clock
+        self._timeout = timeout
+        self._max_reply = max_reply
+        self._who = who
 
-async def _exchange(
-    http: HTTPClient, url: str, body: bytes, clock: IReactorTime, max_reply: int
-) -> tuple[int, bytes]:
-    response = await http.post(
-        url,
-        data=_Body(body),
-        headers=Headers({"Content-Type": ["text/plain"]}),
-        # A ticket is for this engine only.
-        allow_redirects=False,
-        unbuffered=True,
-        # Only its callLater is used, and without a timeout here not even that.
-        reactor=cast(Any, clock),
-    )
-    # Also when the status says all: an unread reply would keep the connection open.
-    return response.code, await _Reply.read(response, max_reply)
+    async def post(self, body: bytes) -> tuple[int, bytes]:
+        """Send ``body`` as text/plain; the status and the reply's body.
+
+        Raises EngineUnreachable when no whole answer came in time; EngineError when it is too
+        large, is no HTTP, or when TLS does not trust the engine.
+        """
+        exchange = Deferred.fromCoroutine(self._exchange(body))
+        # Not addTimeout: what is cancelled in an HTTP request fails with errors of many kinds.
+        limit = self._clock.callLater(self._timeout, exchange.cancel)
+        try:
+            return await exchange
+        except EngineError:
+            raise
+        except Exception as error:
+            if not limit.active():
+                raise EngineUnreachable(
+                    f"{self._who} gave no answer within {self._timeout:g} seconds."
+                ) from None
+            raise _translated(self._who, error) from error
+        finally:
+            if limit.active():
+                limit.cancel()
+
+    async def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        response = await self._http.post(
+            self._url,
+            data=_Body(body),
+            headers=Headers({"Content-Type": ["text/plain"]}),
+            # A ticket is for this engine only.
+            allow_redirects=False,
+            unbuffered=True,
+            # Only its callLater is used, and without a timeout here not even that.
+            reactor=cast(Any, self._clock),
+        )
+        # Also when the status says all: an unread reply would keep the connection open.
+        return response.code, await _Reply.read(response, self._max_reply)
 
 
 @implementer(IBodyProducer)
@@ -146,25 +168,25 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             yield from _causes(reason.value)
 
 
-def _translated(url: str, error: Exception) -> EngineError:
+def _translated(who: str, error: Exception) -> EngineError:
     causes = list(_causes(error))
     last = printable(str(causes[-1])).rstrip(".") or type(causes[-1]).__name__
     for cause in causes:
         if isinstance(cause, VerificationError):
             return EngineError(
-                f"The certificate of {url} is not for that name: look at engine.url, or at the "
-                "names in the engine's certificate."
+                f"{who} has a certificate that is not for this name: look at engine.url, or at "
+                "the names in the certificate."
             )
         if isinstance(cause, SSL.Error) and "certificate verify failed" in str(cause):
             return EngineError(
-                f"The certificate of {url} was not issued by a CA that we trust, or has expired: "
-                "look at engine.ca."
+                f"{who} has a certificate that was not issued by a CA that we trust, or has "
+                "expired: look at engine.ca."
             )
         if isinstance(cause, SSL.Error) and "unexpected eof" not in str(cause) and cause.args:
-            return EngineError(f"TLS with {url} failed: {last}.")
+            return EngineError(f"{who} failed at TLS: {last}.")
     if isinstance(causes[-1], (OSError, ConnectError, ConnectionLost)):
-        return EngineUnreachable(f"The engine at {url} does not answer: {last}.")
+        return EngineUnreachable(f"{who} does not answer: {last}.")
     if isinstance(error, (ResponseNeverReceived, ResponseFailed, RequestTransmissionFailed)):
         kind = type(causes[-1]).__name__
-        return EngineUnreachable(f"The engine at {url} gave no whole answer: {last} ({kind}).")
-    return EngineError(f"The engine at {url} cannot be asked: {last}.")
+        return EngineUnreachable(f"{who} gave no whole answer: {last} ({kind}).")
+    return EngineError(f"{who} cannot be asked: {last}.")

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.logger import Logger
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS
-from twisted.web.iweb import IAgentEndpointFactory
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
 from vmconsole.config import Config
@@ -46,11 +46,13 @@ def make_engine_client(
 
     return EngineClient(
         make_http_client(reactor, config),
-        config.engine.url or "http://embedded.invalid/",
+        # Over the unix socket the name is only for the Host header.
+        config.engine.url or "http://localhost/",
         credentials,
         IReactorTime(reactor),
         timeout=config.engine.timeout,
         cache_ttl=config.engine.cache_ttl,
+        called="" if config.engine.url else "The embedded engine",
     )
 
 
@@ -69,7 +71,11 @@ def make_http_client(reactor: IReactorCore, config: Config) -> HTTPClient:
     else:
         path = unix_address(config).path
         agent = Agent.usingEndpointFactory(reactor, _UnixEndpoints(IReactorUNIX(reactor), path))
-    # The protocol has no cookies: none is kept or sent.
+    return without_cookies(agent)
+
+
+def without_cookies(agent: IAgent) -> HTTPClient:
+    """A treq client that keeps and sends no cookies: the protocol has none."""
     jar = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
     return HTTPClient(agent, cookiejar=jar)
 

@@ -64,8 +64,8 @@ def parse_key_line(line: str) -> KeyLine:
         if options is None or key is None:
             raise ValueError("this is no public key in the format of OpenSSH")
         for option in _OPTION.findall(options[1]):
-            name = option.split("=", 1)[0].lower()
-            if name not in _HARMLESS_OPTIONS:
+            name = option.split("=", 1)[0]
+            if name.lower() not in _HARMLESS_OPTIONS:
                 raise ValueError(f"its option {printable(name, 40)} is not supported")
     if key.type not in KEY_TYPES:
         raise ValueError(f"its type {printable(key.type, 40)} is not accepted")

@@ -93,7 +93,10 @@ def console_error(error: Any, host: str, name: str, vm_id: str) -> ConsoleError:
     said, code = message(error), error.get_error_code()
     host, name = printable(host), printable(name)
     if code == OPERATION_FAILED and "Active console session" in said:
-        return busy(host, name)
+        return ConsoleBusy(
+            f"The console of {name} is in use by another program on {host} (virsh console, "
+            "perhaps); ask its user to leave, then try again."
+        )
     if code == OPERATION_FAILED and "locked by lock file" in said:
         return ConsoleLocked(
             f"The console of {name} is locked by another program on {host}; ask its user to "
@@ -119,9 +122,9 @@ def console_error(error: Any, host: str, name: str, vm_id: str) -> ConsoleError:
     return ConsoleUnavailable(f"The console of {name} on {host} cannot be opened: {said}.")
 
 
-def busy(host: str, name: str) -> ConsoleBusy:
-    """Another program has the console; both names are printable."""
+def left_behind(host: str, name: str) -> ConsoleBusy:
+    """We left a console, and the host has not noticed: its guest holds up that connection."""
     return ConsoleBusy(
-        f"The console of {name} is in use by another program on {host} (virsh console, "
-        "perhaps); ask its user to leave, then try again."
+        f"{printable(host)} still clears up the last session on the console of "
+        f"{printable(name)}, which takes no input; try again in half a minute."
     )

@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from vmconsole.errors import ConsoleBusy, ConsoleGone, HostUnreachable
 from vmconsole.hypervisor.libvirt_domains import console_ending
-from vmconsole.hypervisor.libvirt_errors import ConsoleLocked, connection_lost
+from vmconsole.hypervisor.libvirt_errors import ConsoleLocked, connection_lost, left_behind
 from vmconsole.hypervisor.libvirt_line import Line
 from vmconsole.hypervisor.pacing import Credit
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
@@ -92,8 +92,10 @@ class ConsoleEndpoint:
                     partial(Line, host, self._console), host.timeout, Line.close
                 )
             except ConsoleBusy as error:
-                transient = ours or isinstance(error, ConsoleLocked)
-                if not transient or host.reactor.seconds() >= deadline:
+                late = host.reactor.seconds() >= deadline
+                if late and ours:
+                    raise left_behind(host.name, self._console.vm_name) from error
+                if late or not (ours or isinstance(error, ConsoleLocked)):
                     raise
             await deferLater(host.reactor, _RETRY, lambda: None)
 

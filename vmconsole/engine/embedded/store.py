@@ -258,7 +258,7 @@ def parse_public_keys(text: str) -> list[KeyLine]:
     """
     if _PRIVATE_KEY.search(text):
         raise StoreError("This is a private key. Give the public one: its file ends in .pub.")
-    lines = [line.strip() for line in re.split("[\r\n]+", text)]
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", text)]
     numbered = [(at, line) for at, line in enumerate(lines, 1) if line and line[0] != "#"]
     if not numbered:
         raise StoreError("There is no key in it.")

@@ -1,0 +1,144 @@
+"""The alternative: OpenSSH's sshd, whose forced command execs ``virsh console``."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from bench import processes
+from bench.side import ADDRESS, Access, Side, free_port, output, program
+
+# Seconds until the processes of a connection that ended must be gone.
+_SETTLE = 5.0
+
+# What it does not need is off; ciphers are OpenSSH's own, as those of the client are. Keepalives
+# are those of vmconsole.
+_SSHD_CONFIG = """\
+ListenAddress {address}
+Port {port}
+HostKey {host_key}
+PidFile none
+UsePAM no
+UseDNS no
+PermitRootLogin no
+AllowUsers {user}
+PubkeyAuthentication yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+AuthenticationMethods publickey
+AuthorizedKeysFile none
+AuthorizedKeysCommand {grep} -hF -- %k {keys}
+AuthorizedKeysCommandUser {lookup_user}
+DisableForwarding yes
+PermitUserRC no
+PermitUserEnvironment no
+SetEnv HOME=/nonexistent
+PrintMotd no
+PrintLastLog no
+Compression no
+MaxStartups 100
+ClientAliveInterval 10
+ClientAliveCountMax 3
+"""
+
+# Run by the account's shell as ``-c``, which the exec replaces: no process but virsh is left.
+_FORCED_COMMAND = (
+    "case $SSH_ORIGINAL_COMMAND in ''|-*|*[!A-Za-z0-9._-]*) echo 'Which VM?'; exit 1;; esac; "
+    "exec {virsh} -c '{uri}' console --safe $SSH_ORIGINAL_COMMAND"
+)
+
+# As root: an account of its own without a change to the machine, and no trace in its logins.
+_ACCOUNT = "console"
+_NAMESPACE = """\
+set -e
+mount --bind "$1" /etc/passwd
+mount -t tmpfs tmpfs /run
+mkdir -m 755 /run/sshd
+mount -t tmpfs tmpfs /var/log
+shift
+exec "$@"
+"""
+
+
+class Alternative(Side):
+    """An sshd apart from the machine's own.
+
+    As root it has an account for its users, whose shell is /bin/sh; otherwise it can only log in
+    the account that runs the bench.
+    """
+
+    label = "sshd + virsh"
+    attached = b"Escape character is ^] (Ctrl + ])\r\n"
+    leave = b"\x1d"
+
+    def __init__(self, directory: Path, uri: str, pki: Path, key: Path) -> None:
+        """``uri`` is libvirt's of the host; ``pki`` has the certificate for it; ``key`` is the
+        private key of the user, as on our side. Raises BenchError."""
+        super().__init__()
+        own = pwd.getpwuid(os.geteuid())
+        self._as_root = own.pw_uid == 0
+        self._directory = directory
+        self._config = directory / "sshd_config"
+        self._keys = directory / "keys"
+        self._passwd = directory / "passwd"
+        user = _ACCOUNT if self._as_root else own.pw_name
+        self.access = Access(user, free_port(), key, directory / "known_hosts")
+        self._copy_pki(pki)
+
+        host_key = directory / "ssh_host_ed25519_key"
+        output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host_key))
+        public = host_key.with_suffix(".pub").read_text()
+        self.access.known_hosts.write_text(f"[{ADDRESS}]:{self.access.port} {public}")
+
+        uri = f"{uri.partition('?')[0]}?pkipath={quote(str(directory / 'pki'))}"
+        forced = _FORCED_COMMAND.format(virsh=program("virsh"), uri=uri)
+        user_key = output("ssh-keygen", "-y", "-f", str(key))
+        self._keys.write_text(f'restrict,pty,command="{forced}" {user_key}')
+        self._config.write_text(
+            _SSHD_CONFIG.format(
+                address=ADDRESS,
+                port=self.access.port,
+                host_key=host_key,
+                grep=program("grep"),
+                keys=self._keys,
+                lookup_user="nobody" if self._as_root else user,
+                user=user,
+            )
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it serves. Raises BenchError."""
+        command = [program("sshd"), "-D", "-e", "-f", str(self._config)]
+        if self._as_root:
+            namespace = ["unshare", "--mount", "sh", "-c", _NAMESPACE, "sh", str(self._passwd)]
+            command = [*namespace, *command]
+        self._spawn(command, self._directory / "log", self._directory, dict(os.environ))
+
+    def configuration(self) -> str:
+        shell = "/bin/sh" if self._as_root else pwd.getpwuid(os.geteuid()).pw_shell
+        return (
+            f"# sshd_config; the shell of {self.access.user} is {shell}\n"
+            f"{self._config.read_text()}\n# {self._keys}\n{self._keys.read_text()}"
+        )
+
+    def settle(self) -> None:
+        deadline = time.monotonic() + _SETTLE
+        while len(processes.tree(self.pid)) > 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _copy_pki(self, pki: Path) -> None:
+        """Give the account a copy of the client's certificate, and as root make the account."""
+        copy = self._directory / "pki"
+        shutil.copytree(pki, copy)
+        if not self._as_root:
+            return
+        known = {entry.pw_uid for entry in pwd.getpwall()}
+        uid = next(uid for uid in range(64900, 65500) if uid not in known)
+        line = f"{_ACCOUNT}:x:{uid}:{uid}::/nonexistent:/bin/sh\n"
+        self._passwd.write_text(Path("/etc/passwd").read_text() + line)
+        for path in (copy, *copy.iterdir()):
+            os.chown(path, uid, uid)

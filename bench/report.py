@@ -1,0 +1,92 @@
+"""The report, for people and as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from bench import client
+from bench.row import Result
+from bench.setting import Setting
+from bench.stats import Measurement, ratio, words
+
+_NAME, _VALUE = 52, 14
+
+
+def heading(machine: Mapping[str, str], setting: Setting) -> str:
+    """The machine, and how both sides are set up."""
+    lines = ["# The machine", ""]
+    lines += [f"{name + ':':16}{value}" for name, value in machine.items()]
+    sides = (setting.ours, setting.alternative)
+    lines += ["", "# The client, the same for both", ""]
+    lines += [shlex.join(client.command(setting.alternative, "-tt", "GUEST"))]
+    for side in sides:
+        lines += ["", f"# {side.label}", ""]
+        lines += [f"negotiated: {client.negotiated(side)}", ""]
+        lines += side.configuration().rstrip().splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def table(name: str, rounds: int, result: Result, setting: Setting) -> str:
+    """What a row found."""
+    labels = (setting.ours.label, setting.alternative.label, "ratio")
+    title = f"# {name}, {rounds} rounds"
+    lines = ["", title + "".join(f"{label:>{_VALUE}}" for label in labels).rjust(_width(title))]
+    for measurement in result.measurements:
+        lines += ["", *_lines(measurement)]
+    lines += [""]
+    lines += [f"- {note}" for note in result.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _width(title: str) -> int:
+    return _NAME + 3 * _VALUE - len(title)
+
+
+def _lines(measurement: Measurement) -> list[str]:
+    name = f"{measurement.name} ({measurement.unit})"
+    summaries = measurement.ours.summary(), measurement.alternative.summary()
+    single = len(summaries[0]) == 1
+    lines = [] if single else [name]
+    for key in summaries[0]:
+        ours, alternative = summaries[0][key], summaries[1][key]
+        factor = ratio(ours, alternative)
+        label = name if single else f"    {key}"
+        line = f"{label:{_NAME}}{ours:{_VALUE}.2f}{alternative:{_VALUE}.2f}{factor:{_VALUE}.2f}"
+        if key == "median":
+            line += f"   {words(measurement.quantity, factor)}"
+        lines.append(line)
+    return lines
+
+
+def as_json(
+    machine: Mapping[str, str], setting: Setting, results: Mapping[str, Result]
+) -> dict[str, Any]:
+    """All of it. ``ratio`` is the alternative's value divided by ours."""
+    return {
+        "machine": dict(machine),
+        "configuration": {
+            side.label: side.configuration() for side in (setting.ours, setting.alternative)
+        },
+        "rows": {
+            name: {
+                "measurements": [_measurement(each) for each in result.measurements],
+                "notes": list(result.notes),
+            }
+            for name, result in results.items()
+        },
+    }
+
+
+def _measurement(measurement: Measurement) -> dict[str, Any]:
+    ours, alternative = measurement.ours.summary(), measurement.alternative.summary()
+    return {
+        "name": measurement.name,
+        "unit": measurement.unit,
+        "samples": len(measurement.ours),
+        "ours": ours,
+        "alternative": alternative,
+        "ratio": {key: ratio(ours[key], alternative[key]) for key in ours},
+        "words": words(measurement.quantity, ratio(ours["median"], alternative["median"])),
+    }

@@ -1,0 +1,27 @@
+"""What a row is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.setting import Setting
+from bench.stats import Measurement
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row found. Notes say what was not comparable, or what to make of it."""
+
+    measurements: Sequence[Measurement]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to measure. ``run`` takes the number of rounds, and raises BenchError."""
+
+    name: str
+    summary: str
+    rounds: int
+    run: Callable[[Setting, int], Result]

@@ -1,0 +1,92 @@
+"""What the functional tests stand on: a lab, a site made once and copied, and a clean log."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from tests import lab
+from tests.functional.site import Site
+
+_template: Path | None = None
+
+
+async def _make_template() -> Path:
+    """A state directory with everybody in it: keys are slow to make, so they are made once."""
+    site = Site(reactor)
+    hosts = lab.get()
+    try:
+        for host in (hosts.node1, hosts.node2):
+            await site.run("host", "add", host.name, host.uri)
+        await site.add_user("alice", "*")
+        await site.add_user("bob", "light1")
+        await site.add_user("carol")
+        await site.start()
+        await site.log(rb"node2 has")
+        await site.stop()
+    except BaseException:
+        await site.close()
+        raise
+    return site.folder
+
+
+class FunctionalTestCase(TestCase):
+    """A proxy with the embedded engine before a real lab.
+
+    alice may open everything, bob light1, carol nothing. In the lab stand, on node1, light1 (it
+    echoes every byte), linux1 (a Linux with a login), off1 (shut off), none1 (no console device),
+    socket1 (a console that is no pty), and light2 on node2.
+    """
+
+    timeout = 120
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Boot the guests, on the first use in this process."""
+        cls.lab = lab.get()
+        running = cls.lab.node1.virsh("list", "--all", "--name").split()
+        if not running:
+            cls.lab.node1.run(lab.LightGuest("light1"))
+            cls.lab.node1.run(lab.LinuxGuest("linux1"))
+            cls.lab.node1.define(lab.LightGuest("off1"))
+            cls.lab.node1.run(lab.LightGuest("none1", serial="none"))
+            cls.lab.node1.run(lab.LightGuest("socket1", serial="unix"))
+            cls.lab.node2.run(lab.LightGuest("light2"))
+
+    async def setUp(self) -> None:
+        global _template
+        if _template is None:
+            _template = await _make_template()
+            reactor.addSystemEventTrigger(  # type: ignore[attr-defined]
+                "after", "shutdown", shutil.rmtree, _template, True
+            )
+        self.site = Site(reactor)
+        shutil.copytree(_template, self.site.folder, dirs_exist_ok=True)
+        self.site.configure(self.configuration)
+        self.alice, self.bob, self.carol = (
+            self.site.folder / f"{name}.key" for name in ("alice", "bob", "carol")
+        )
+        await self.start_site()
+
+    configuration = ""
+    """More TOML for the proxy."""
+
+    async def start_site(self) -> None:
+        """Start the proxy, and wait until it knows what stands on both hosts."""
+        await self.site.start()
+        wanted = {b"node1 has", b"node2 has"}
+        while wanted:
+            assert self.site.proxy is not None
+            match = await self.site.proxy.expect(rb"node[12] has")
+            wanted.discard(match[0])
+
+    async def tearDown(self) -> None:
+        await self.site.stop()
+        logs = self.site.logs
+        await self.site.close()
+        trouble = re.search(r"(?:Traceback|Unhandled).*", logs, re.DOTALL)
+        self.assertIsNone(trouble, trouble and trouble[0])

@@ -1,0 +1,136 @@
+"""A whole site for the tests: the proxy as ``twistd`` runs it, its users, and their ssh."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.utils import getProcessOutputAndValue
+
+from tests.functional.process import Child
+
+BIN = Path(sys.executable).parent
+PROGRAM = str(BIN / "vmconsole")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that is free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Site:
+    """A proxy with its state directory, below a temporary folder that ``close`` removes."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self.folder = Path(tempfile.mkdtemp(prefix="vmc-site-"))
+        self.state = self.folder / "state"
+        self.config = self.folder / "vmconsole.toml"
+        self.port = free_port()
+        self.proxy: Child | None = None
+        self._logs = b""
+        self._children: list[Child] = []
+        self.configure("")
+
+    def configure(self, more: str, users: str = "") -> None:
+        """Write the configuration; ``more`` is TOML behind [ssh] and [state]."""
+        self.config.write_text(
+            f'[ssh]\nlisten = ["tcp:{self.port}:interface=127.0.0.1"]\n{users}\n'
+            f'[state]\ndirectory = "{self.state}"\n{more}\n'
+        )
+
+    async def start(self) -> None:
+        """Start the proxy, and wait until it takes connections."""
+        self.proxy = Child("twistd").spawn(
+            self._reactor,
+            [
+                str(BIN / "twistd"),
+                "--nodaemon",
+                "--pidfile=",
+                "vmconsole",
+                "--config",
+                str(self.config),
+            ],
+            cwd=str(self.folder),
+        )
+        await self.proxy.expect(rb"vmconsole \S+ is ready")
+
+    async def log(self, pattern: bytes) -> None:
+        """Wait for a line in the proxy's log, behind the one that was awaited last."""
+        assert self.proxy is not None
+        await self.proxy.expect(pattern)
+
+    async def stop(self) -> None:
+        """Stop the proxy as systemd does."""
+        if self.proxy is not None:
+            proxy, self.proxy = self.proxy, None
+            await proxy.kill("TERM")
+            self._logs += proxy.seen + proxy.errors
+
+    @property
+    def logs(self) -> str:
+        """All that the proxy has logged."""
+        running = self.proxy.seen + self.proxy.errors if self.proxy else b""
+        return (self._logs + running).decode("utf-8", "replace")
+
+    async def close(self) -> None:
+        """End all that was started here."""
+        for child in self._children:
+            await child.kill()
+        await self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def run(self, *arguments: str) -> str:
+        """Run the ``vmconsole`` command; the result is its stdout."""
+        out, err, status = await getProcessOutputAndValue(
+            PROGRAM,
+            [*arguments, "--config", str(self.config)],
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+            reactor=self._reactor,
+        )
+        if status:
+            raise RuntimeError(f"vmconsole {' '.join(arguments)}: {status}: {err.decode()}")
+        return str(out.decode())
+
+    async def add_user(self, name: str, *grants: str) -> Path:
+        """A user with a new key and these grants; the result is the private key's file."""
+        await self.run("user", "add", name)
+        key = self.folder / f"{name}.key"
+        key.touch(0o600)
+        key.write_text(await self.run("key", "generate", name))
+        for grant in grants:
+            await self.run("grant", name, grant)
+        return key
+
+    def ssh(
+        self,
+        key: Path,
+        *command: str,
+        user: str = "vmproxy",
+        terminal: bool = True,
+        options: tuple[str, ...] = (),
+    ) -> Child:
+        """Start the real ssh; with ``terminal`` on a pty of its own, and with -t."""
+        words = ["/usr/bin/ssh", "-F", "none", "-p", str(self.port), "-i", str(key)]
+        for option in (
+            "IdentitiesOnly=yes",
+            "IdentityAgent=none",
+            "StrictHostKeyChecking=accept-new",
+            f"UserKnownHostsFile={self.folder / 'known_hosts'}",
+            "LogLevel=INFO",
+            "EscapeChar=none",
+            *options,
+        ):
+            words += ["-o", option]
+        words += ["-t"] if terminal else []
+        child = Child(f"ssh {' '.join(command)}").spawn(
+            self._reactor, [*words, f"{user}@127.0.0.1", *command], terminal=terminal
+        )
+        self._children.append(child)
+        return child

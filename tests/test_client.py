@@ -1,0 +1,733 @@
+"""The client of the engine: against our own servlet, bad replies, and no reply at all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as some
+from treq.testing import RequestTraversalAgent
+from twisted.internet import reactor as real_reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.task import Clock
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.trial.unittest import TestCase
+from twisted.web.client import Agent
+from twisted.web.http_headers import Headers
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+from zope.interface.verify import verifyObject
+
+from tests.engine_kit import (
+    EngineInMemory,
+    EngineTestCase,
+    authority,
+    client_of,
+    clock_at,
+    public_line,
+    signer,
+    start,
+)
+from vmconsole import config, pki
+from vmconsole.engine.client import EngineClient
+from vmconsole.engine.http import make_engine_client, without_cookies
+from vmconsole.engine.keyline import parse_key_line
+from vmconsole.engine.ticket import TicketVerifier
+from vmconsole.errors import ConfigError, EngineError, EngineUnreachable
+from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Domain, DomainState, IEngine
+
+USER = "11111111-2222-3333-4444-555555555555"
+WEB = {"vmid": "1", "vmname": "web", "host": "node1", "console": "default"}
+DB = {"vmid": "2", "vmname": "db", "host": "node2", "console": "default"}
+
+
+def consoles(*entries: object) -> dict[str, object]:
+    return {"version": "1", "content": "console_list", "consoles": entries}
+
+
+def keys(*entries: object) -> dict[str, object]:
+    return {"version": "1", "content": "key_list", "keys": entries}
+
+
+def entry(name: str, line: str, **more: object) -> dict[str, object]:
+    return {"entityid": f"id of {name}", "entity": f"{name}@internal", "key": line, **more}
+
+
+class Servlet(Resource):
+    """Takes tickets on any path, and answers what the test says; with ``later``, when it fires."""
+
+    isLeaf = True
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.status = 200
+        self.body: object = consoles()
+        self.headers: dict[bytes, bytes] = {}
+        self.later: Deferred[None] | None = None
+        self.paths: list[bytes] = []
+        self.commands: list[Any] = []
+        self.request_headers: list[Headers] = []
+        self.verifier = TicketVerifier([authority().certificate])
+
+    def render(self, request: Request) -> bytes | int:
+        assert request.method == b"POST" and request.content is not None
+        self.paths.append(request.uri)
+        self.request_headers.append(request.requestHeaders)
+        now = datetime.fromtimestamp(self.clock.seconds(), UTC)
+        self.commands.append(json.loads(self.verifier.verify(request.content.read(), now)))
+        if self.later is None:
+            return self.reply(request)
+
+        def finish(_: None) -> None:
+            request.write(self.reply(request))
+            request.finish()
+
+        self.later.addCallback(finish)
+        return NOT_DONE_YET
+
+    def reply(self, request: Request) -> bytes:
+        request.setResponseCode(self.status)
+        for name, value in self.headers.items():
+            request.setHeader(name, value)
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
+
+class ClientTestCase(EngineTestCase):
+    """A client of a Servlet."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.servlet = Servlet(self.clock)
+        self.agent = RequestTraversalAgent(self.servlet)
+        self.client = client_of(self.agent, self.clock)
+
+    def consoles(self, **settings: bool) -> Sequence[ConsoleInfo]:
+        return self.result(self.client.consoles(USER, **settings))
+
+    def keys(self) -> Sequence[AuthorizedKey]:
+        return self.result(self.client.authorized_keys())
+
+
+class OwnEngineTests(EngineTestCase):
+    """With our own store and servlet at the other end."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        self.engine = EngineInMemory(directory, self.clock)
+        self.client = client_of(RequestTraversalAgent(self.engine.root), self.clock)
+
+    def test_interface(self) -> None:
+        """It is an IEngine."""
+        verifyObject(IEngine, self.client)
+
+    def test_keys(self) -> None:
+        """The keys of all users, with the domain that oVirt's users have."""
+        self.assertEqual(self.result(self.client.authorized_keys()), ())
+        for name in ("alice", "bob"):
+            self.engine.store.add_user(name)
+            self.engine.store.add_keys(name, public_line(name))
+        found = self.result(self.client.authorized_keys())
+        self.assertEqual([key.user_name for key in found], ["alice@internal", "bob@internal"])
+        self.assertEqual(found[0].user_id, self.engine.store.users()[0].id)
+        self.assertEqual(found[0].blob, parse_key_line(public_line("alice")).blob)
+
+    def test_consoles(self) -> None:
+        """What is granted, by name, also what is shut off; nothing of somebody else's."""
+        user = self.engine.store.add_user("alice")
+        self.engine.store.add_user("bob")
+        self.engine.store.grant("alice", "web*")
+        self.engine.store.grant("alice", "4")
+        self.engine.store.grant("bob", "*")
+        self.engine.inventory.domains_listed(
+            "node1",
+            [
+                Domain("1", "web2", DomainState.RUNNING),
+                Domain("2", "web1", DomainState.SHUT_OFF),
+                Domain("3", "db", DomainState.RUNNING),
+                Domain("4", "mail", DomainState.PAUSED),
+            ],
+        )
+        self.assertEqual(
+            self.result(self.client.consoles(user.id)),
+            (
+                ConsoleInfo("4", "mail", "node1"),
+                ConsoleInfo("2", "web1", "node1"),
+                ConsoleInfo("1", "web2", "node1"),
+            ),
+        )
+
+    def test_both_urls(self) -> None:
+        """With /ovirt-engine/ and without, with the last slash and without."""
+        for url in ("http://e/ovirt-engine/", "http://e/ovirt-engine", "http://e/", "http://e"):
+            self.result(
+                client_of(
+                    RequestTraversalAgent(self.engine.root), self.clock, url=url
+                ).authorized_keys()
+            )
+
+    def test_refused(self) -> None:
+        """A certificate that is not for tickets: 403, and the text says what to look at."""
+        client = client_of(RequestTraversalAgent(self.engine.root), self.clock, signer("client"))
+        text = self.failure(client.authorized_keys(), EngineError)
+        for words in ("403", "certificate", "1.3.6.1.4.1.2312.13.1.2.1.1", "clocks", "expired"):
+            self.assertIn(words, text)
+
+    def test_failed(self) -> None:
+        """A user whom the engine does not know: 500, and the text says so."""
+        text = self.failure(self.client.consoles(USER), EngineError)
+        self.assertIn("500", text)
+        self.assertIn("user", text)
+
+
+class RequestTests(ClientTestCase):
+    """What is sent."""
+
+    def test_commands(self) -> None:
+        """Both commands, as the real Engine knows them; text/plain, no cookie, one try."""
+        self.servlet.headers[b"Set-Cookie"] = b"JSESSIONID=1"
+        self.consoles()
+        self.servlet.body = keys()
+        self.keys()
+        self.assertEqual(
+            self.servlet.commands,
+            [
+                {"command": "available_consoles", "version": 1, "user_id": USER},
+                {
+                    "command": "public_keys",
+                    "version": 1,
+                    "key_fp": "",
+                    "key_type": "",
+                    "key_content": "",
+                },
+            ],
+        )
+        self.assertEqual(set(self.servlet.paths), {b"/ovirt-engine/services/vmconsole-proxy"})
+        for headers in self.servlet.request_headers:
+            self.assertEqual(headers.getRawHeaders("Content-Type"), ["text/plain"])
+            self.assertFalse(headers.hasHeader("Cookie"))
+
+    def test_no_redirect(self) -> None:
+        """A ticket goes nowhere else, whatever the engine says."""
+        self.servlet.status = 302
+        self.servlet.headers[b"Location"] = b"http://elsewhere.example.com/"
+        text = self.failure(self.client.authorized_keys(), EngineError)
+        self.assertIn("engine.url", text)
+        self.assertEqual(len(self.servlet.commands), 1)
+
+
+class CacheTests(ClientTestCase):
+    """When it asks, and when it does not."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.servlet.body = consoles(WEB, DB)
+
+    def asked(self) -> int:
+        return len(self.servlet.commands)
+
+    def test_remembered(self) -> None:
+        """An answer serves for cache_ttl seconds, for that user; ``fresh`` passes it by."""
+        for _ in range(3):
+            self.assertEqual(len(self.consoles()), 2)
+        self.assertEqual(self.asked(), 1)
+        self.result(self.client.consoles("somebody else"))
+        self.assertEqual(self.asked(), 2)
+        self.servlet.body = consoles()
+        self.assertEqual(len(self.consoles()), 2)
+        self.assertEqual(len(self.consoles(fresh=True)), 0)
+        self.assertEqual(len(self.consoles()), 0)
+        self.assertEqual(self.asked(), 3)
+        self.clock.advance(5.0)
+        self.consoles()
+        self.assertEqual(self.asked(), 4)
+
+    def test_forgotten(self) -> None:
+        """Old answers take no memory."""
+        for number in range(20):
+            self.result(self.client.consoles(f"user {number}"))
+            self.clock.advance(1.0)
+        self.assertLessEqual(len(self.client._remembered), 5)
+
+    def test_failure_is_not_remembered(self) -> None:
+        """After an error it asks again; an older answer that is not yet old still serves."""
+        self.servlet.status = 403
+        for _ in range(2):
+            self.failure(self.client.consoles(USER), EngineError)
+        self.assertEqual(self.asked(), 2)
+        self.servlet.status = 200
+        self.consoles()
+        self.servlet.status = 403
+        self.failure(self.client.consoles(USER, fresh=True), EngineError)
+        self.assertEqual(len(self.consoles()), 2)
+
+    def test_clock_set_back(self) -> None:
+        """An answer does not last longer because the clock went back."""
+        self.consoles()
+        self.clock.rightNow -= 3600
+        self.consoles()
+        self.assertEqual(self.asked(), 2)
+
+    def waiting(self, user: str = USER) -> Deferred[Sequence[ConsoleInfo]]:
+        waiting = start(self.client.consoles(user, fresh=True))
+        self.assertNoResult(waiting)
+        return waiting
+
+    def answer(self) -> None:
+        later, self.servlet.later = self.servlet.later, None
+        assert later is not None
+        later.callback(None)
+        self.agent.flush()
+
+    def test_shared(self) -> None:
+        """All who want the same answer share one request; others have their own."""
+        self.servlet.later = Deferred()
+        same = [self.waiting() for _ in range(3)]
+        other = self.waiting("somebody else")
+        self.assertEqual(self.asked(), 2)
+        self.answer()
+        for each in (*same, other):
+            self.assertEqual(len(self.successResultOf(each)), 2)
+        self.consoles(fresh=True)
+        self.assertEqual(self.asked(), 3)
+
+    def test_cancelled_waiter(self) -> None:
+        """Who no longer waits spoils nothing for the others, not even the first to ask."""
+        self.servlet.later = Deferred()
+        first, second = self.waiting(), self.waiting()
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.assertNoResult(second)
+        self.answer()
+        self.assertEqual(len(self.successResultOf(second)), 2)
+
+    def test_all_cancelled(self) -> None:
+        """When nobody waits any more the answer is remembered all the same."""
+        self.servlet.later = Deferred()
+        only = self.waiting()
+        only.cancel()
+        self.failureResultOf(only, CancelledError)
+        self.answer()
+        self.consoles()
+        self.assertEqual(self.asked(), 1)
+
+    def test_shared_failure(self) -> None:
+        """A failure is shared as well."""
+        self.servlet.later, self.servlet.status = Deferred(), 403
+        both = [self.waiting(), self.waiting()]
+        self.answer()
+        for each in both:
+            self.failureResultOf(each, EngineError)
+        self.assertEqual(self.asked(), 1)
+
+
+class ReplyTests(ClientTestCase):
+    """Replies of every kind."""
+
+    def test_extra_fields(self) -> None:
+        """Fields that we do not know, any order, a reply without a version: all fine."""
+        self.servlet.body = {
+            "x": {"y": [1]},
+            "consoles": [{**WEB, "extra": [1]}],
+            "content": "console_list",
+        }
+        self.assertEqual(self.consoles(), (ConsoleInfo("1", "web", "node1"),))
+
+    def test_sorted(self) -> None:
+        """By name; of the same name, by id."""
+        self.servlet.body = consoles(WEB, {**DB, "vmid": "3"}, DB)
+        self.assertEqual([console.vm_id for console in self.consoles()], ["2", "3", "1"])
+
+    def test_roles(self) -> None:
+        """A role counts when it is there; one that we do not know is no permission."""
+        self.servlet.body = consoles(
+            WEB, {**DB, "role": "viewer"}, {**DB, "vmid": "3", "role": "owner"}
+        )
+        self.assertEqual([console.role for console in self.consoles()], ["viewer", "operator"])
+
+    def test_bad_consoles(self) -> None:
+        """A malformed entry is left out and logged, once; the others serve."""
+        self.servlet.body = consoles(
+            1,
+            None,
+            [],
+            {},
+            {**WEB, "vmid": 7},
+            {**WEB, "vmname": None},
+            {**WEB, "host": ""},
+            {**WEB, "vmid": "", "vmname": "\x1b[2J"},
+            DB,
+        )
+        for _ in range(3):
+            self.assertEqual(self.consoles(fresh=True), (ConsoleInfo("2", "db", "node2"),))
+        lines = self.logged("Left out")
+        self.assertEqual(len(lines), len(set(lines)))
+        # The first three differ in their kind only.
+        self.assertEqual(len(lines), 8)
+        self.assertFalse(any("\x1b" in line for line in lines))
+
+    def test_bad_keys(self) -> None:
+        """A key that cannot be used locks out nobody else, and is logged once."""
+        good = public_line("alice")
+        self.servlet.body = keys(
+            entry("bob", "ssh-ed25519 garbage"),
+            entry("carol", f'from="10.0.0.1" {public_line("carol")}'),
+            entry("dave", "ssh-dss AAAAB3NzaC1kc3M= dave"),
+            entry("erin", ""),
+            entry("frank", good, entityid=""),
+            {"entity": "x", "key": good},
+            {"entity": "x", "entityid": 1, "key": good},
+            "garbage",
+            entry("alice", f"restrict {good}"),
+        )
+        for _ in range(3):
+            [key] = self.keys()
+            self.assertEqual((key.user_id, key.user_name), ("id of alice", "alice@internal"))
+        lines = self.logged("Left out")
+        self.assertEqual(len(lines), 7)
+        self.assertEqual(len(self.logged("carol@internal: its option from is not supported")), 1)
+        self.assertFalse(self.logged("erin"), "a blank line is no mistake")
+
+    def test_many_problems(self) -> None:
+        """However many entries are bad, the log stays short."""
+        self.servlet.body = consoles(*({**WEB, "vmname": str(i), "host": ""} for i in range(3000)))
+        for _ in range(2):
+            self.consoles(fresh=True)
+        self.assertEqual(len(self.logged("Left out")), 1000)
+        self.assertEqual(len(self.logged("no more are logged")), 1)
+
+    def test_useless(self) -> None:
+        """A reply that is not the answer is an EngineError, and never an empty answer."""
+        for body in (
+            b"",
+            b"<html>",
+            b"null",
+            b"[]",
+            b"\xff",
+            b"[" * 100000,
+            json.dumps(consoles(WEB)).encode()[:-1],
+            keys(),
+            {"content": "console_list"},
+            {"content": "console_list", "consoles": {}},
+            {"content": "console_list", "consoles": None},
+            {"consoles": [WEB]},
+            {"content": "\x1b[2J", "consoles": [WEB]},
+        ):
+            self.servlet.body = body
+            text = self.failure(self.client.consoles(USER), EngineError)
+            self.assertTrue(text.isprintable(), text)
+            self.assertIn("answer", text)
+
+    def test_statuses(self) -> None:
+        """502 to 504 mean no answer; any other status but 200 is one, and useless."""
+        for status in (502, 503, 504):
+            self.servlet.status = status
+            self.failure(self.client.consoles(USER), EngineUnreachable)
+        for status in (201, 204, 301, 400, 401, 403, 404, 405, 500, 501):
+            self.servlet.status = status
+            text = self.failure(self.client.consoles(USER), EngineError)
+            self.assertIn(str(status), text)
+            failure = self.failureResultOf(start(self.client.consoles(USER)))
+            self.assertNotIsInstance(failure.value, EngineUnreachable)
+
+    def test_gzip(self) -> None:
+        """A compressed reply is read; the limit counts what comes out."""
+        self.servlet.headers[b"Content-Encoding"] = b"gzip"
+        self.servlet.body = gzip.compress(json.dumps(consoles(WEB)).encode())
+        self.assertEqual(len(self.consoles()), 1)
+        self.servlet.body = gzip.compress(b" " * 1000000)
+        self.client = client_of(RequestTraversalAgent(self.servlet), self.clock, max_reply=100000)
+        self.assertIn("larger", self.failure(self.client.consoles(USER), EngineError))
+
+    def test_too_large(self) -> None:
+        """A reply larger than the limit is an EngineError; one of just that size is read."""
+        body = json.dumps(consoles(WEB)).encode()
+        for size, fits in ((len(body), True), (len(body) - 1, False)):
+            self.servlet.body = body
+            self.client = client_of(RequestTraversalAgent(self.servlet), self.clock, max_reply=size)
+            asked = start(self.client.consoles(USER))
+            if fits:
+                self.successResultOf(asked)
+            else:
+                self.assertIn(str(size), str(self.failureResultOf(asked, EngineError).value))
+
+    def test_timeout(self) -> None:
+        """No answer within the time is EngineUnreachable; one that comes later changes nothing."""
+        self.servlet.later = Deferred()
+        asked = start(self.client.consoles(USER))
+        self.clock.advance(4.9)
+        self.assertNoResult(asked)
+        self.clock.advance(0.1)
+        text = str(self.failureResultOf(asked, EngineUnreachable).value)
+        self.assertIn("within 5 seconds", text)
+        self.servlet.later.addErrback(lambda _: None)
+        self.servlet.later = None
+        self.servlet.body = consoles(WEB)
+        self.assertEqual(len(self.consoles()), 1)
+
+    @given(
+        some.recursive(
+            some.none() | some.integers() | some.text() | some.sampled_from(["key_list", "1"]),
+            lambda inner: (
+                some.lists(inner)
+                | some.dictionaries(
+                    some.sampled_from(
+                        ["content", "keys", "consoles", "entity", "entityid", "key", "vmid"]
+                    ),
+                    inner,
+                )
+            ),
+        )
+    )
+    def test_any_json(self, value: object) -> None:
+        """Any JSON, as reply or as entry, gives an answer or an EngineError."""
+        for body in (value, keys(value), consoles(value), keys({**entry("a", ""), "key": value})):
+            self.servlet.body = json.dumps(body).encode()
+            for ask in (self.client.authorized_keys(), self.client.consoles(USER, fresh=True)):
+                asked = start(ask)
+                asked.addErrback(lambda failure: failure.trap(EngineError))
+                self.successResultOf(asked)
+
+    @given(some.binary())
+    def test_any_bytes(self, body: bytes) -> None:
+        """So do any bytes."""
+        self.servlet.body = body
+        self.failure(self.client.authorized_keys(), EngineError)
+
+
+class SocketTests(TestCase):
+    """Over real sockets, with the real clock."""
+
+    timeout = 30
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+        self.now = datetime.now(UTC)
+        self.ca = pki.make_authority("real CA", self.now)
+        self.ticket = pki.issue(self.ca, "proxy", "ticket", self.now, key_size=2048)
+        self.ticket.save(self.directory / "proxy.cer", self.directory / "proxy.key")
+        (self.directory / "ca.pem").write_bytes(self.ca.certificate_pem())
+
+    def servlet(self) -> Servlet:
+        servlet = Servlet(clock_at(self.now))
+        servlet.verifier = TicketVerifier([self.ca.certificate])
+        servlet.body = consoles(WEB)
+        return servlet
+
+    async def listen(self, factory: Any) -> int:
+        """On a port of this machine."""
+        endpoint = TCP4ServerEndpoint(real_reactor, 0, interface="127.0.0.1")
+        port = await endpoint.listen(factory)
+        self.addCleanup(port.stopListening)
+        number: int = port.getHost().port
+        return number
+
+    async def listen_tls(self, name: str, ca: pki.Identity, days: int = 1) -> int:
+        """HTTPS, with a certificate for ``name``."""
+        server = pki.issue(ca, name, "server", self.now, [name], days, key_size=2048)
+        options = PrivateCertificate.loadPEM(server.key_pem() + server.certificate_pem()).options()
+        return await self.listen(TLSMemoryBIOFactory(options, False, Site(self.servlet())))
+
+    def client(self, url: str, ca: str = "ca.pem", timeout: float = 5.0) -> EngineClient:
+        return make_engine_client(
+            real_reactor,
+            config.Config(
+                engine=config.Engine(
+                    url=url, ca=ca, certificate="proxy.cer", key="proxy.key", timeout=timeout
+                ),
+                state=config.State(directory=str(self.directory)),
+            ),
+        )
+
+    async def fails(self, client: EngineClient) -> EngineError:
+        """What it raises."""
+        try:
+            await client.consoles(USER)
+        except EngineError as error:
+            self.assertTrue(str(error).isprintable())
+            return error
+        self.fail("it answered")
+
+    async def test_tls(self) -> None:
+        """Over TLS, verified against the configured CA, by name and by address."""
+        for name in ("localhost", "127.0.0.1"):
+            number = await self.listen_tls(name, self.ca)
+            client = self.client(f"https://{name}:{number}/ovirt-engine/")
+            [console] = await client.consoles(USER)
+            self.assertEqual(console.vm_name, "web")
+
+    async def test_wrong_ca(self) -> None:
+        """A certificate of another CA: the text names the setting."""
+        other = pki.make_authority("other CA", self.now)
+        number = await self.listen_tls("localhost", other)
+        error = await self.fails(self.client(f"https://localhost:{number}/"))
+        self.assertIn("engine.ca", str(error))
+        self.assertNotIsInstance(error, EngineUnreachable)
+
+    async def test_system_cas(self) -> None:
+        """Without engine.ca the system's CAs count, which do not know ours."""
+        number = await self.listen_tls("localhost", self.ca)
+        error = await self.fails(self.client(f"https://localhost:{number}/", ca=""))
+        self.assertIn("engine.ca", str(error))
+
+    async def test_wrong_name(self) -> None:
+        """A certificate for another name: the text says so."""
+        number = await self.listen_tls("other.example.com", self.ca)
+        error = await self.fails(self.client(f"https://localhost:{number}/"))
+        self.assertIn("not for this name", str(error))
+        self.assertNotIsInstance(error, EngineUnreachable)
+
+    async def test_no_tls(self) -> None:
+        """A server without TLS behind https:// is no outage."""
+        number = await self.listen(Speaking(b"HTTP/1.1 400 Bad Request\r\n\r\n", close=True))
+        error = await self.fails(self.client(f"https://localhost:{number}/"))
+        self.assertIn("TLS", str(error))
+        self.assertNotIsInstance(error, EngineUnreachable)
+
+    async def test_plain_http(self) -> None:
+        """http:// works, and the log shouts."""
+        number = await self.listen(Site(self.servlet()))
+        [console] = await self.client(f"http://localhost:{number}/").consoles(USER)
+        self.assertEqual(console.vm_id, "1")
+
+    async def test_refused(self) -> None:
+        """Nobody listens: unreachable."""
+        error = await self.fails(self.client("https://127.0.0.1:1/"))
+        self.assertIsInstance(error, EngineUnreachable)
+        self.assertIn("refused", str(error))
+
+    async def test_unknown_name(self) -> None:
+        """The name does not resolve: unreachable."""
+        error = await self.fails(self.client("https://engine.invalid/"))
+        self.assertIsInstance(error, EngineUnreachable)
+
+    async def test_hanging(self) -> None:
+        """Says nothing, begins to speak, or has half a reply: unreachable in time."""
+        for words in (
+            b"",
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        ):
+            peer = Speaking(words)
+            number = await self.listen(peer)
+            error = await self.fails(self.client(f"http://127.0.0.1:{number}/", timeout=0.3))
+            self.assertIsInstance(error, EngineUnreachable)
+            self.assertIn("within 0.3 seconds", str(error))
+            # And the connection is not left behind.
+            await peer.lost
+
+    async def test_cut(self) -> None:
+        """The connection ends before, in, or after the headers: unreachable."""
+        for words in (
+            b"",
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        ):
+            number = await self.listen(Speaking(words, close=True))
+            error = await self.fails(self.client(f"http://127.0.0.1:{number}/"))
+            self.assertIsInstance(error, EngineUnreachable)
+
+    async def test_not_http(self) -> None:
+        """Something else listens: an answer, and useless."""
+        number = await self.listen(Speaking(b"SSH-2.0-OpenSSH_9.2\r\n", close=True))
+        error = await self.fails(self.client(f"http://127.0.0.1:{number}/"))
+        self.assertIn("engine", str(error))
+
+    async def test_endless(self) -> None:
+        """A reply without end is cut off at the limit, and the connection closed."""
+        peer = Speaking(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100000)
+        number = await self.listen(peer)
+        agent = Agent(real_reactor)
+
+        async def credentials() -> pki.Identity:
+            return self.ticket
+
+        client = EngineClient(
+            without_cookies(agent),
+            f"http://127.0.0.1:{number}/",
+            credentials,
+            IReactorTime(real_reactor),
+            max_reply=50000,
+        )
+        error = await self.fails(client)
+        self.assertIn("50000 bytes", str(error))
+        await peer.lost
+
+    async def test_unix_socket(self) -> None:
+        """Without a URL, the embedded engine's socket is asked; a missing one is an outage."""
+        endpoint = UNIXServerEndpoint(real_reactor, str(self.directory / "engine.sock"))
+        port = await endpoint.listen(Site(self.servlet()))
+
+        async def credentials() -> pki.Identity:
+            return self.ticket
+
+        settings = config.Config(state=config.State(directory=str(self.directory)))
+        client = make_engine_client(real_reactor, settings, credentials)
+        [console] = await client.consoles(USER)
+        self.assertEqual(console.host, "node1")
+        await port.stopListening()
+        try:
+            await client.consoles(USER, fresh=True)
+        except EngineUnreachable as error:
+            self.assertIn("The embedded engine does not answer", str(error))
+        else:
+            self.fail("it answered")
+
+    def test_files(self) -> None:
+        """A file that is missing or no good is a ConfigError that names setting and file."""
+        for name, content, words in (
+            ("ca.pem", None, "engine.ca"),
+            ("ca.pem", b"garbage", "engine.ca"),
+            ("proxy.cer", None, "engine.certificate"),
+            ("proxy.cer", b"garbage", "engine.certificate"),
+            ("proxy.key", None, "engine.key"),
+            ("proxy.key", b"garbage", "engine.key"),
+            ("proxy.key", self.ca.key_pem(), "engine.key"),
+        ):
+            path = self.directory / name
+            good = path.read_bytes()
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            error = self.assertRaises(ConfigError, self.client, "https://localhost/")
+            self.assertIn(words, str(error))
+            self.assertIn(str(path), str(error))
+            path.write_bytes(good)
+
+
+class Speaking(Factory):
+    """A peer that says its words when it heard something."""
+
+    noisy = False
+
+    def __init__(self, words: bytes, close: bool = False) -> None:
+        self.words = words
+        self.close = close
+        self.lost: Deferred[None] = Deferred()
+
+    def buildProtocol(self, address: object) -> Protocol:
+        factory = self
+
+        class Peer(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                assert self.transport is not None
+                self.transport.write(factory.words)
+                if factory.close:
+                    self.transport.loseConnection()
+
+            def connectionLost(self, reason: object = None) -> None:
+                factory.lost.callback(None)
+
+        return Peer()

@@ -1,0 +1,556 @@
+"""The embedded engine: its servlet in memory, and the whole service with its socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from treq.testing import StubTreq
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from tests.engine_kit import EngineInMemory, EngineTestCase, public_line, signer
+from tests.test_inventory import RecordingSource
+from vmconsole import config, pki
+from vmconsole.engine.client import EngineClient
+from vmconsole.engine.embedded.identity import ticket_identities
+from vmconsole.engine.embedded.listen import unix_address
+from vmconsole.engine.embedded.service import EmbeddedEngine
+from vmconsole.engine.embedded.store import Store
+from vmconsole.engine.http import make_engine_client
+from vmconsole.engine.ticket import sign_ticket
+from vmconsole.errors import ConfigError, EngineError, EngineUnreachable, StoreError
+from vmconsole.interfaces import Domain, DomainState
+
+PATH = "http://engine/services/vmconsole-proxy"
+KEYS = {"command": "public_keys", "version": 1, "key_fp": "", "key_type": "", "key_content": ""}
+
+
+class ServletTests(EngineTestCase):
+    """Statuses and replies, as the reference has them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        self.engine = EngineInMemory(directory, self.clock)
+        self.treq = StubTreq(self.engine.root)
+        self.salts = 0
+
+    def ticket(self, command: object, usage: pki.Usage = "ticket") -> bytes:
+        self.salts += 1
+        text = command if isinstance(command, str) else json.dumps(command)
+        now = datetime.fromtimestamp(self.clock.seconds(), UTC)
+        return sign_ticket(text, signer(usage), now, self.salts.to_bytes(8, "big"))
+
+    def request(
+        self, body: bytes, method: str = "POST", url: str = PATH
+    ) -> tuple[int, bytes, dict[str, Any]]:
+        response = self.result(self.treq.request(method, url, data=body))
+        headers = {
+            name.decode().lower(): values for name, values in response.headers.getAllRawHeaders()
+        }
+        return response.code, self.result(self.treq.content(response)), headers
+
+    def command(self, command: object) -> tuple[int, Any]:
+        """Status and reply to a signed command; no reply has an empty body."""
+        status, body, _ = self.request(self.ticket(command))
+        return status, json.loads(body) if body else None
+
+    def test_methods(self) -> None:
+        """405 with Allow for everything but POST."""
+        for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS"):
+            status, body, headers = self.request(b"", method)
+            self.assertEqual((status, body, headers["allow"]), (405, b"", [b"POST"]), method)
+
+    def test_paths(self) -> None:
+        """At the root and below /ovirt-engine; nothing elsewhere."""
+        for url, status in (
+            (PATH, 200),
+            ("http://engine/ovirt-engine/services/vmconsole-proxy", 200),
+            ("http://engine/", 404),
+            ("http://engine/services", 404),
+            ("http://engine/ovirt-engine/services/other", 404),
+        ):
+            self.assertEqual(self.request(self.ticket(KEYS), url=url)[0], status, url)
+
+    def test_refusals(self) -> None:
+        """403 for a ticket that proves nothing, 500 for none; both with empty bodies, logged."""
+        for body, status in (
+            (self.ticket(KEYS, "client"), 403),
+            (b"", 500),
+            (b"garbage", 500),
+            (b"x" * 100000, 500),
+        ):
+            self.assertEqual(self.request(body)[:2], (status, b""))
+        again = self.ticket(KEYS)
+        self.assertEqual(self.request(again)[0], 200)
+        self.assertEqual(self.request(again)[:2], (403, b""))
+        self.assertEqual(len(self.logged("Refused a ticket")), 2)
+        self.assertEqual(len(self.logged("Failed on a request")), 3)
+
+    def test_key_list(self) -> None:
+        """Exactly the reply of the real Engine: all values are strings."""
+        self.assertEqual(
+            self.command(KEYS), (200, {"version": "1", "content": "key_list", "keys": []})
+        )
+        user = self.engine.store.add_user("alice")
+        self.engine.store.add_user("bob")
+        self.engine.store.add_keys("alice", f"restrict {public_line('alice')}")
+        status, body, headers = self.request(self.ticket(KEYS))
+        self.assertEqual(status, 200)
+        self.assertEqual(headers["content-type"], [b"application/json"])
+        self.assertEqual(headers["content-length"], [b"%d" % len(body)])
+        entry = {"entityid": user.id, "entity": "alice@internal", "key": public_line("alice")}
+        self.assertEqual(json.loads(body), {"version": "1", "content": "key_list", "keys": [entry]})
+
+    def test_console_list(self) -> None:
+        """Exactly the reply of the real Engine, by id; a name may be anything."""
+        user = self.engine.store.add_user("alice")
+        self.engine.store.grant("alice", "*")
+        self.engine.inventory.domains_listed(
+            "node1",
+            [Domain("b", 'ä"\x1b', DomainState.RUNNING), Domain("a", "z", DomainState.RUNNING)],
+        )
+        command = {"command": "available_consoles", "version": "1", "user_id": user.id.upper()}
+        entries = [
+            {"vmid": "a", "vmname": "z", "host": "node1", "console": "default"},
+            {"vmid": "b", "vmname": 'ä"\x1b', "host": "node1", "console": "default"},
+        ]
+        self.assertEqual(
+            self.command(command),
+            (200, {"version": "1", "content": "console_list", "consoles": entries}),
+        )
+
+    def test_viewers_get_nothing(self) -> None:
+        """Who may only watch is told of no console: the client would let them type."""
+        user = self.engine.store.add_user("alice")
+        self.engine.store.grant("alice", "*", "viewer")
+        self.engine.store.grant("alice", "web", "operator")
+        self.engine.inventory.domains_listed(
+            "node1",
+            [Domain("1", "web", DomainState.RUNNING), Domain("2", "db", DomainState.RUNNING)],
+        )
+        command = {"command": "available_consoles", "version": 1, "user_id": user.id}
+        _, reply = self.command(command)
+        self.assertEqual([console["vmname"] for console in reply["consoles"]], ["web"])
+
+    def test_user_ids(self) -> None:
+        """A user id that is none: an empty list; one of nobody: 500."""
+        command: dict[str, object] = {"command": "available_consoles", "version": 1}
+        empty = {"version": "1", "content": "console_list", "consoles": []}
+        for user_id in ("", "alice", "1234", 7, None):
+            self.assertEqual(self.command({**command, "user_id": user_id}), (200, empty))
+        self.assertEqual(self.command(command), (200, empty))
+        nobody = "11111111-2222-3333-4444-555555555555"
+        self.assertEqual(self.command({**command, "user_id": nobody}), (500, None))
+
+    def test_commands(self) -> None:
+        """Version 1 as number or string, extra keys are ignored; anything else is a 500."""
+        for version in (1, "1"):
+            command = {"command": "public_keys", "version": version, "features": "role"}
+            self.assertEqual(self.command(command)[0], 200)
+        for bad in (
+            {},
+            [],
+            "garbage",
+            "\x00",
+            "[" * 10000,
+            {"command": "public_keys"},
+            {"command": "public_keys", "version": 2},
+            {"command": "public_keys", "version": "1.0"},
+            {"command": "public_keys", "version": 1.0},
+            {"command": "public_keys", "version": True},
+            {"command": "public_keys", "version": None},
+            {"command": "public_keys", "version": [1]},
+            {"command": "public_keys", "version": 1, "extra": {}},
+            {"command": "shutdown\n", "version": 1},
+            {"version": 1},
+        ):
+            self.assertEqual(self.command(bad), (500, None), bad)
+        self.assertEqual(len(self.logged("Unknown command shutdown\\n")), 1)
+
+    def test_changes_count_at_once(self) -> None:
+        """What another process writes is in the next reply, and an unchanged reply is kept."""
+        self.command(KEYS)
+        kept = self.engine.answers._book
+        self.command(KEYS)
+        self.assertIs(self.engine.answers._book, kept)
+        self.engine.store.add_user("alice")
+        [key] = self.engine.store.add_keys("alice", public_line("alice"))
+        self.assertEqual(len(self.command(KEYS)[1]["keys"]), 1)
+        self.engine.store.remove_key(key.fingerprint)
+        self.assertEqual(len(self.command(KEYS)[1]["keys"]), 0)
+
+    def test_overtaken(self) -> None:
+        """A slow look at an old revision does not replace the newer answer."""
+        waiting: list[Callable[[], None]] = []
+
+        def later(function: Callable[[], Any]) -> Deferred[Any]:
+            answer: Deferred[Any] = Deferred()
+            value = function()
+            waiting.append(lambda: answer.callback(value))
+            return answer
+
+        self.engine.answers._in_thread = later
+        slow = Deferred.fromCoroutine(self.engine.answers.snapshot())
+        self.engine.store.add_user("alice")
+        fast = Deferred.fromCoroutine(self.engine.answers.snapshot())
+        waiting[1]()
+        waiting[0]()
+        self.assertLess(self.successResultOf(slow).revision, self.successResultOf(fast).revision)
+        book = self.engine.answers._book
+        assert book is not None
+        self.assertEqual(len(book.snapshot.user_ids), 1)
+
+    def test_database_fails(self) -> None:
+        """A database that fails is a 500 with a line in the log, and no traceback."""
+
+        def fail(known: object) -> None:
+            raise StoreError("The database is gone.")
+
+        self.engine.store.snapshot = fail  # type: ignore[method-assign, assignment]
+        self.assertEqual(self.command(KEYS), (500, None))
+        self.assertEqual(self.logged("gone"), ["Failed on a request: The database is gone."])
+
+    def test_mistake_of_ours(self) -> None:
+        """So is a mistake of ours, with a traceback in the log."""
+
+        def fail(known: object) -> None:
+            raise ZeroDivisionError("oops")
+
+        self.engine.store.snapshot = fail  # type: ignore[method-assign, assignment]
+        self.assertEqual(self.command(KEYS), (500, None))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ListenTests(EngineTestCase):
+    """``engine.embedded.listen``."""
+
+    def address(self, listen: str, directory: str = "/state") -> tuple[str, int]:
+        path, mode = unix_address(
+            config.Config(
+                engine=config.Engine(embedded=config.EmbeddedEngine(listen=listen)),
+                state=config.State(directory=directory),
+            )
+        )
+        return str(path), mode
+
+    def test_good(self) -> None:
+        """Relative to the state directory, or absolute; for the owner only unless said."""
+        for listen, expected in (
+            ("unix:engine.sock:mode=600", ("/state/engine.sock", 0o600)),
+            ("unix:engine.sock", ("/state/engine.sock", 0o600)),
+            ("unix:address=/run/a.sock:mode=0660", ("/run/a.sock", 0o660)),
+            ("unix:/run/a\\:b.sock", ("/run/a:b.sock", 0o600)),
+        ):
+            self.assertEqual(self.address(listen), expected)
+
+    def test_bad(self) -> None:
+        """Everything else is a ConfigError that names the setting."""
+        for listen in ("", "unix", "tcp:8443", "unix:a:mode=abc", "unix:a:lockfile=0", "ssl:443"):
+            error = self.assertRaises(ConfigError, self.address, listen)
+            self.assertIn("engine.embedded.listen", str(error))
+        error = self.assertRaises(ConfigError, self.address, "unix:engine.sock", "/x" * 60)
+        self.assertIn("too long", str(error))
+
+
+class IdentityTests(EngineTestCase):
+    """What is made at first start."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.directory = Path(self.mktemp())
+        self.now = datetime.fromtimestamp(self.clock.seconds(), UTC)
+        self.made = ticket_identities(self.directory, self.now)
+
+    def again(self, days: int = 0) -> tuple[bool, bool]:
+        """Whether the CA and the certificate are the same when read again, and fit."""
+        now = self.now + timedelta(days=days)
+        read = ticket_identities(self.directory, now)
+        self.assertTrue(read.authority.is_pair() and read.proxy.is_pair())
+        self.assertTrue(pki.issued_by(read.proxy.certificate, read.authority.certificate))
+        return (
+            read.authority.certificate == self.made.authority.certificate,
+            read.proxy.certificate == self.made.proxy.certificate,
+        )
+
+    def test_kept(self) -> None:
+        """Made once, in a private directory, with private keys."""
+        self.assertEqual(self.again(), (True, True))
+        self.assertEqual(self.directory.stat().st_mode & 0o777, 0o700)
+        for name in ("ticket-ca.key", "ticket.key"):
+            self.assertEqual((self.directory / name).stat().st_mode & 0o777, 0o600)
+
+    def test_healed(self) -> None:
+        """What a killed first start, or a full disk, left half is made again."""
+        for name, expected in (
+            ("ticket.cer", (True, False)),
+            ("ticket.key", (True, False)),
+            ("ticket-ca.cer", (False, False)),
+            ("ticket-ca.key", (False, False)),
+        ):
+            for content in (None, b"", b"garbage", "half", pki.make_authority("x", self.now)):
+                self.made = ticket_identities(self.directory, self.now)
+                path = self.directory / name
+                whole = path.read_bytes()
+                if content is None:
+                    path.unlink()
+                elif content == "half":
+                    path.write_bytes(whole[: len(whole) // 2])
+                elif isinstance(content, pki.Identity):
+                    path.write_bytes(
+                        content.key_pem() if name.endswith("key") else content.certificate_pem()
+                    )
+                else:
+                    assert isinstance(content, bytes)
+                    path.write_bytes(content)
+                self.assertEqual(self.again(), expected, (name, content))
+
+    def test_renewed(self) -> None:
+        """A certificate that ends within 90 days is made anew, by the same CA."""
+        self.assertEqual(self.again(825 - 91), (True, True))
+        self.assertEqual(self.again(825 - 89), (True, False))
+        self.assertEqual(self.again(3650 - 89), (False, False))
+
+    def test_unwritable(self) -> None:
+        """A state directory that cannot be is an EngineError that names it."""
+        self.directory.with_name("file").write_bytes(b"")
+        below = self.directory.with_name("file") / "state"
+        error = self.assertRaises(EngineError, ticket_identities, below, self.now)
+        self.assertIn(str(below), str(error))
+
+
+class ServiceTests(TestCase):
+    """``EmbeddedEngine`` with its real threads, database, socket and client."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        # Short: a unix socket's path has little room.
+        self.directory = Path(self.mktemp()).absolute().with_name("s")
+        if len(bytes(self.directory)) > 80:
+            self.directory = Path("/tmp") / f"vmconsole-{os.getpid()}-{id(self)}"
+        self.addCleanup(self.remove)
+        self.config = config.Config(state=config.State(directory=str(self.directory)))
+        self.source = RecordingSource()
+        self.engine = EmbeddedEngine(reactor, self.config, self.source)
+        self.client = self.client_of(self.engine)
+
+    def remove(self) -> None:
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
+            path.unlink()
+
+    def client_of(self, engine: EmbeddedEngine) -> EngineClient:
+        return make_engine_client(reactor, self.config, engine.credentials)
+
+    def start(self, engine: EmbeddedEngine | None = None) -> None:
+        engine = engine or self.engine
+        engine.startService()
+        self.addCleanup(engine.stopService)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await deferLater(reactor, 0.05)
+
+    async def in_store(self, change: Callable[[Store], object]) -> None:
+        """As the command does, beside the running service."""
+
+        def run() -> None:
+            store = Store(f"sqlite:///{self.directory / 'engine.db'}")
+            store.open()
+            change(store)
+            store.close()
+
+        await deferToThread(run)
+
+    async def fails(self, engine: EmbeddedEngine) -> str:
+        """Why it did not start."""
+        try:
+            await engine.ready()
+        except (EngineError, StoreError) as error:
+            return str(error)
+        self.fail("it started")
+
+    async def test_first_start(self) -> None:
+        """It begins at nothing; the first request waits for it, and is answered."""
+        asked = Deferred.fromCoroutine(self.client.authorized_keys())
+        self.start()
+        try:
+            await asked
+        except EngineUnreachable as error:
+            self.assertIn("not running", str(error))
+        self.assertEqual(await self.client.authorized_keys(), ())
+        path = self.directory / "engine.sock"
+        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        await self.until(lambda: bool(self.source.told))
+        self.assertEqual(self.source.told, [("watch", "localhost", "qemu:///system")])
+
+    async def test_whole(self) -> None:
+        """A user, a key, a host and a grant, made while it runs, count within seconds."""
+        self.start()
+        await self.engine.ready()
+
+        def change(store: Store) -> None:
+            store.add_user("alice")
+            store.add_keys("alice", public_line("alice"))
+            store.add_host("node1", "test:///default")
+            store.grant("alice", "web*")
+
+        await self.in_store(change)
+        [key] = await self.client.authorized_keys()
+        await self.until(lambda: ("watch", "node1", "test:///default") in self.source.told)
+        self.assertIn(("unwatch", "localhost"), self.source.told)
+        observer = self.source.observer
+        assert observer is not None
+        observer.domains_listed("node1", [Domain("1", "web1", DomainState.RUNNING)])
+        [console] = await self.client.consoles(key.user_id)
+        self.assertEqual((console.vm_name, console.host), ("web1", "node1"))
+        await self.in_store(lambda store: store.revoke("alice", "web*"))
+        self.assertEqual(await self.client.consoles(key.user_id, fresh=True), ())
+
+    async def test_stop(self) -> None:
+        """After stopping there is no socket, nothing is watched, and the client is told."""
+        self.engine.startService()
+        await self.engine.ready()
+        await self.until(lambda: bool(self.source.told))
+        await self.engine.stopService()
+        self.assertFalse((self.directory / "engine.sock").exists())
+        self.assertEqual(self.source.told[-1], ("unwatch", "localhost"))
+        self.assertIsNone(self.source.observer)
+        with self.assertRaises(EngineUnreachable):
+            await self.client.authorized_keys()
+
+    async def test_stop_at_once(self) -> None:
+        """It can be stopped while it starts, and before it was ever started."""
+        await self.engine.stopService()
+        self.engine.startService()
+        await self.engine.stopService()
+        self.assertFalse((self.directory / "engine.sock").exists())
+
+    async def test_again(self) -> None:
+        """It can be started after it was stopped, with what it had."""
+        self.engine.startService()
+        first = await self.engine.ready()
+        await self.in_store(lambda store: store.add_user("alice"))
+        await self.engine.stopService()
+        self.start()
+        self.assertEqual((await self.engine.ready()).certificate, first.certificate)
+        self.assertEqual(await self.client.authorized_keys(), ())
+
+    async def test_stale_socket(self) -> None:
+        """The socket of a killed process is replaced."""
+        self.directory.mkdir()
+        left = socket.socket(socket.AF_UNIX)
+        left.bind(str(self.directory / "engine.sock"))
+        left.close()
+        self.start()
+        self.assertEqual(await self.client_of_ready().authorized_keys(), ())
+
+    def client_of_ready(self) -> EngineClient:
+        return self.client
+
+    async def test_second(self) -> None:
+        """A second one in the same state directory does not start; the first goes on."""
+        self.start()
+        await self.engine.ready()
+        second = EmbeddedEngine(reactor, self.config, RecordingSource())
+        self.start(second)
+        self.assertIn("Another vmconsole", await self.fails(second))
+        with self.assertRaises(EngineUnreachable):
+            await self.client_of(second).authorized_keys()
+        self.assertEqual(await self.client.authorized_keys(), ())
+
+    async def test_something_in_the_way(self) -> None:
+        """A file that is no socket is not removed: it does not start."""
+        self.directory.mkdir()
+        (self.directory / "engine.sock").write_bytes(b"precious")
+        self.start()
+        self.assertIn("engine.sock cannot be listened on", await self.fails(self.engine))
+        self.assertEqual((self.directory / "engine.sock").read_bytes(), b"precious")
+
+    async def test_bad_database(self) -> None:
+        """A database that cannot be opened: it does not start, the client says why."""
+        self.directory.mkdir()
+        (self.directory / "engine.db").write_bytes(b"garbage" * 1000)
+        self.start()
+        self.assertIn("engine.db", await self.fails(self.engine))
+        with self.assertRaises(EngineUnreachable) as caught:
+            await self.client.authorized_keys()
+        self.assertIn("engine.db", str(caught.exception))
+
+    async def test_database_breaks(self) -> None:
+        """A database that breaks while it runs: errors, and all is well when it is whole again."""
+        self.start()
+        await self.engine.ready()
+        await self.in_store(lambda store: store.add_user("alice"))
+
+        def rename(source: str, target: str) -> None:
+            with sqlite3.connect(self.directory / "engine.db") as connection:
+                connection.execute(f"ALTER TABLE {source} RENAME TO {target}")
+                connection.execute("UPDATE meta SET revision = revision + 1")
+            connection.close()
+
+        await deferToThread(rename, "keys", "keys_away")
+        with self.assertRaises(EngineError) as caught:
+            await self.client.authorized_keys()
+        self.assertIn("500", str(caught.exception))
+        await deferLater(reactor, 1.2)
+        await deferToThread(rename, "keys_away", "keys")
+        self.assertEqual(await self.client.authorized_keys(), ())
+
+    async def test_body_is_capped(self) -> None:
+        """Of a body of 50 MiB nothing is kept, and it is refused."""
+        self.start()
+        await self.engine.ready()
+
+        def send() -> bytes:
+            peer = socket.socket(socket.AF_UNIX)
+            peer.connect(str(self.directory / "engine.sock"))
+            size = 50 * 1024 * 1024
+            peer.sendall(
+                b"POST /services/vmconsole-proxy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                b"Content-Length: %d\r\n\r\n" % size
+            )
+            for _ in range(50):
+                peer.sendall(b"x" * 1024 * 1024)
+            reply = b""
+            while more := peer.recv(65536):
+                reply += more
+            peer.close()
+            return reply
+
+        reply = await deferToThread(send)
+        self.assertTrue(reply.startswith(b"HTTP/1.1 500"), reply[:100])
+        self.assertTrue(reply.endswith(b"\r\n\r\n"))
+
+    async def test_other_authority(self) -> None:
+        """With engine.embedded.ticket_ca, tickets of that CA are taken as well."""
+        now = datetime.now(UTC)
+        other = pki.make_authority("other", now)
+        self.directory.mkdir(mode=0o700)
+        (self.directory / "other.pem").write_bytes(other.certificate_pem())
+        self.config = config.Config(
+            engine=config.Engine(embedded=config.EmbeddedEngine(ticket_ca="other.pem")),
+            state=self.config.state,
+        )
+        engine = EmbeddedEngine(reactor, self.config, self.source)
+        self.start(engine)
+        await engine.ready()
+        self.assertEqual(await self.client_of(engine).authorized_keys(), ())
+        identity = pki.issue(other, "proxy", "ticket", now, key_size=2048)
+
+        async def credentials() -> pki.Identity:
+            return identity
+
+        client = make_engine_client(reactor, self.config, credentials)
+        self.assertEqual(await client.authorized_keys(), ())
