@@ -16,7 +16,7 @@ from bench.ours import Ours
 from bench.side import Side
 from tests import lab
 
-GUESTS = 8
+GUESTS = 16
 
 
 @dataclass(frozen=True)

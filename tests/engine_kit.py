@@ -6,10 +6,12 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import settings
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
@@ -27,6 +29,10 @@ from vmconsole.engine.ticket import TicketVerifier
 
 T = TypeVar("T")
 
+# How long an example takes says more about the machine than about us.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 URL = "http://engine.example.com/ovirt-engine/"
 
@@ -39,6 +45,12 @@ def authority(name: str = "test CA") -> pki.Identity:
 def signer(usage: pki.Usage = "ticket", ca: str = "test CA") -> pki.Identity:
     """A certificate of that CA, RSA 2048 as oVirt's."""
     return _signer(usage, ca)
+
+
+@functools.cache
+def todays_authority() -> pki.Identity:
+    """A CA that is valid by the real clock."""
+    return pki.make_authority("today's CA", datetime.now(UTC))
 
 
 # The caches see what is passed, and not the defaults.
@@ -57,6 +69,13 @@ def public_line(name: str) -> str:
     """An ed25519 key of ``name``, always the same."""
     key = Ed25519PrivateKey.generate().public_key()
     return f"{key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()} {name}@home"
+
+
+def short_directory(test: SynchronousTestCase) -> Path:
+    """An empty directory whose name leaves room for a unix socket's, gone after the test."""
+    directory = TemporaryDirectory()
+    test.addCleanup(directory.cleanup)
+    return Path(directory.name)
 
 
 def clock_at(moment: datetime = NOW) -> Clock:

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
@@ -34,8 +35,10 @@ from tests.engine_kit import (
     client_of,
     clock_at,
     public_line,
+    short_directory,
     signer,
     start,
+    todays_authority,
 )
 from vmconsole import config, pki
 from vmconsole.engine.client import EngineClient
@@ -512,10 +515,9 @@ class SocketTests(TestCase):
     timeout = 30
 
     def setUp(self) -> None:
-        self.directory = Path(self.mktemp())
-        self.directory.mkdir()
+        self.directory = short_directory(self)
         self.now = datetime.now(UTC)
-        self.ca = pki.make_authority("real CA", self.now)
+        self.ca = todays_authority()
         self.ticket = pki.issue(self.ca, "proxy", "ticket", self.now, key_size=2048)
         self.ticket.save(self.directory / "proxy.cer", self.directory / "proxy.key")
         (self.directory / "ca.pem").write_bytes(self.ca.certificate_pem())
@@ -599,8 +601,13 @@ class SocketTests(TestCase):
     async def test_plain_http(self) -> None:
         """http:// works, and the log shouts."""
         number = await self.listen(Site(self.servlet()))
-        [console] = await self.client(f"http://localhost:{number}/").consoles(USER)
+        with capturedLogs() as events:
+            client = self.client(f"http://localhost:{number}/")
+            [console] = await client.consoles(USER)
         self.assertEqual(console.vm_id, "1")
+        lines = [formatEvent(event) for event in events]
+        self.assertEqual(len([line for line in lines if "not protected by TLS" in line]), 1)
+        self.assertFalse([line for line in lines if "HTTP11ClientFactory" in line])
 
     async def test_refused(self) -> None:
         """Nobody listens: unreachable."""

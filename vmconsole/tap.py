@@ -135,7 +135,7 @@ def make_proxy(
     hosts = HostPool(reactor, libvirt, loaded.hosts)
     embedded = None if loaded.engine.url else EmbeddedEngine(reactor, loaded, hosts)
     engine = make_engine_client(reactor, loaded, embedded.credentials if embedded else None)
-    keys = AuthorizedKeys(engine, reactor)
+    keys = AuthorizedKeys(engine, reactor, loaded.engine.cache_ttl)
     consoles = ConsolePool(hosts, reactor, loaded.console.backlog)
     audit = Audit()
     commands = Commands(engine, consoles, audit, reactor, loaded.escape_byte)

@@ -88,5 +88,5 @@ class FunctionalTestCase(TestCase):
         await self.site.stop()
         logs = self.site.logs
         await self.site.close()
-        trouble = re.search(r"(?:Traceback|Unhandled).*", logs, re.DOTALL)
+        trouble = re.search(r"[^\n]*\n[^\n]*(?:Traceback|Unhandled).*", logs, re.DOTALL)
         self.assertIsNone(trouble, trouble and trouble[0])

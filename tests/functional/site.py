@@ -32,6 +32,7 @@ class Site:
         self.folder = Path(tempfile.mkdtemp(prefix="vmc-site-"))
         self.state = self.folder / "state"
         self.config = self.folder / "vmconsole.toml"
+        self.known_hosts = self.folder / "known_hosts"
         self.port = free_port()
         self.proxy: Child | None = None
         self._logs = b""
@@ -60,6 +61,12 @@ class Site:
             cwd=str(self.folder),
         )
         await self.proxy.expect(rb"vmconsole \S+ is ready")
+        self.known_hosts.write_text(
+            "".join(
+                f"[127.0.0.1]:{self.port} {public.read_text()}"
+                for public in self.state.glob("ssh_host_*.pub")
+            )
+        )
 
     async def log(self, pattern: bytes) -> None:
         """Wait for a line in the proxy's log, behind the one that was awaited last."""
@@ -121,8 +128,8 @@ class Site:
         for option in (
             "IdentitiesOnly=yes",
             "IdentityAgent=none",
-            "StrictHostKeyChecking=accept-new",
-            f"UserKnownHostsFile={self.folder / 'known_hosts'}",
+            "StrictHostKeyChecking=yes",
+            f"UserKnownHostsFile={self.known_hosts}",
             "LogLevel=INFO",
             "EscapeChar=none",
             *options,

@@ -109,7 +109,7 @@ class EngineClient:
         return await self._keys.result("", self._ask_keys)
 
     async def consoles(self, user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
-        """See IEngine."""
+        """See IEngine. ``fresh`` may share a request that is under way."""
         remembered = self._remembered.get(user_id)
         if remembered and not fresh and self._is_recent(remembered):
             return remembered.consoles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from treq.client import HTTPClient
@@ -17,7 +18,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.logger import Logger
-from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS
+from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
@@ -62,15 +63,12 @@ def make_http_client(reactor: IReactorCore, config: Config) -> HTTPClient:
     Each request has a connection of its own: a kept one may end just when it is used again, and
     a POST is not simply repeated.
     """
+    pool = _QuietPool(reactor, persistent=False)
     if config.engine.url:
-        agent = Agent(
-            reactor,
-            contextFactory=_tls_policy(config),
-            connectTimeout=config.engine.timeout,
-        )
+        agent = Agent(reactor, _tls_policy(config), config.engine.timeout, pool=pool)
     else:
-        path = unix_address(config).path
-        agent = Agent.usingEndpointFactory(reactor, _UnixEndpoints(IReactorUNIX(reactor), path))
+        endpoints = _UnixEndpoints(IReactorUNIX(reactor), unix_address(config).path)
+        agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
     return without_cookies(agent)
 
 
@@ -95,6 +93,15 @@ def _tls_policy(config: Config) -> BrowserLikePolicyForHTTPS:
             [Certificate.loadPEM(each.public_bytes(Encoding.PEM)) for each in authorities]
         )
     )
+
+
+class _QuietPool(HTTPConnectionPool):
+    """Without two lines in the log for each request."""
+
+    def _factory(self, *arguments: Any) -> Any:  # type: ignore[override]
+        factory = HTTPConnectionPool._factory(*arguments)
+        factory.noisy = False
+        return factory
 
 
 @implementer(IAgentEndpointFactory)

@@ -85,6 +85,11 @@ class Control:
                 reason = connection_lost(self._host)
             except ConsoleError as error:
                 reason = str(error)
+            except CancelledError:
+                raise
+            except Exception:
+                self._log.failure("host {host} cannot be looked at", host=self._host)
+                reason = f"vmconsole failed to look at {printable(self._host)}: see its log."
             self._tell_lost(reason)
             await deferLater(self._reactor, _delay(self._failures), lambda: None)
             self._failures += 1
@@ -163,5 +168,4 @@ class Control:
         self._failures = 0
 
     def _stopped(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("host {host} is no longer watched", failure, host=self._host)
+        failure.trap(CancelledError)

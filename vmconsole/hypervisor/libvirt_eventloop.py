@@ -51,10 +51,9 @@ class LibvirtEventLoop:
 
         A second call does nothing. Raises RuntimeError when another reactor was here first.
         """
-        loop = self._registered.setdefault(self._libvirt, self)
-        if loop._reactor is not self._reactor:
-            raise RuntimeError("libvirt's event loop already runs on another reactor")
-        if loop is self:
+        loop = self._registered.get(self._libvirt)
+        if loop is None:
+            loop = self._registered[self._libvirt] = self
             # Errors are raised as well; libvirt would print each one to stderr besides.
             self._libvirt.registerErrorHandler(lambda _context, _error: None, None)
             self._libvirt.virEventRegisterImpl(
@@ -65,6 +64,8 @@ class LibvirtEventLoop:
                 self._update_timeout,
                 self._remove_timeout,
             )
+        elif loop._reactor is not self._reactor:
+            raise RuntimeError("libvirt's event loop already runs on another reactor")
         return loop
 
     def is_idle(self) -> bool:

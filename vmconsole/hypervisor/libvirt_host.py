@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -148,11 +148,9 @@ class Host:
         The result tells whether there was one.
         """
         leaving = [
-            _also(closed)
-            for stream, closed in self._leaving.items()
-            if stream.console.vm_id == vm_id
+            closed for stream, closed in self._leaving.items() if stream.console.vm_id == vm_id
         ]
-        return self._wait(leaving, limit).addCallback(lambda _: bool(leaving))
+        return self._all(leaving, limit).addCallback(lambda _: bool(leaving))
 
     async def stop(self) -> None:
         """End all consoles and connections; takes 3 s at most, whatever the host does."""
@@ -161,8 +159,8 @@ class Host:
         gone = Failure(ConsoleGone("vmconsole is stopping."))
         for stream in tuple(self._streams):
             stream.end(gone)
-        await self._wait(map(_also, self._leaving.values()), _STOPPING * 2 / 3)
-        await self._wait([self.threads.stop()], _STOPPING / 3)
+        await self._all(self._leaving.values(), _STOPPING * 2 / 3)
+        await self._all([self.threads.stop()], _STOPPING / 3)
 
     def _keep_control(self) -> None:
         if self._control is None and self.in_use:
@@ -186,21 +184,21 @@ class Host:
         for stream in self._streams:
             stream.prove_alive()
 
-    def _wait(self, events: Iterable[Deferred[None]], limit: float) -> Deferred[None]:
-        waiting = DeferredList(tuple(events), consumeErrors=True)
-        return waiting.addTimeout(limit, self.reactor).addBoth(lambda _: None)
+    def _all(self, events: Iterable[Deferred[None]], limit: float) -> Deferred[None]:
+        """Fires when all of ``events`` have, or after ``limit`` seconds."""
+        waiting: Deferred[None] = Deferred()
+        left = set(events)
 
+        def happened(event: Deferred[None], _result: None) -> None:
+            left.discard(event)
+            if not left and not waiting.called:
+                waiting.callback(None)
 
-def _also(event: Deferred[None]) -> Deferred[None]:
-    """A Deferred for one more who waits for ``event``."""
-    another: Deferred[None] = Deferred(lambda _: None)
-
-    def tell(result: None) -> None:
-        if not another.called:
-            another.callback(result)
-
-    event.addCallback(tell)
-    return another
+        for event in tuple(left):
+            event.addCallback(partial(happened, event))
+        if not left:
+            return succeed(None)
+        return waiting.addTimeout(limit, self.reactor, lambda _result, _limit: None)
 
 
 @implementer(IConsoleEndpoints, IDomainSource)

@@ -33,10 +33,12 @@ from vmconsole.text import printable
 if TYPE_CHECKING:
     from vmconsole.hypervisor.libvirt_host import Host
 
-# Seconds: how long our own leaving may take before a new open fails; how long a console that
-# only seems to be taken is tried for; and how often.
+# Seconds that our own leaving may take before a new open is tried.
 _LEAVING = 5.0
-_PATIENCE = 2.0
+# Seconds in which a console that is taken may become free: one that an open left behind which was
+# cancelled; one that only seems to be taken after libvirtd was restarted or we left it.
+_PATIENCE = 0.5
+_LONG_PATIENCE = 2.0
 _RETRY = 0.2
 # Seconds for finding out why a console ended, and when to look whether its domain changed.
 _EXPLAINING = 2.0
@@ -85,17 +87,18 @@ class ConsoleEndpoint:
     async def _open(self, host: Host) -> Line:
         # The host may still believe that we have the console which we just left.
         ours = await host.left(self._console.vm_id, _LEAVING)
-        deadline = host.reactor.seconds() + _PATIENCE
+        start = host.reactor.seconds()
         while True:
             try:
                 return await host.threads.call(
                     partial(Line, host, self._console), host.timeout, Line.close
                 )
             except ConsoleBusy as error:
-                late = host.reactor.seconds() >= deadline
-                if late and ours:
-                    raise left_behind(host.name, self._console.vm_name) from error
-                if late or not (ours or isinstance(error, ConsoleLocked)):
+                waits = ours or isinstance(error, ConsoleLocked)
+                patience = _LONG_PATIENCE if waits else _PATIENCE
+                if host.reactor.seconds() - start >= patience:
+                    if ours:
+                        raise left_behind(host.name, self._console.vm_name) from error
                     raise
             await deferLater(host.reactor, _RETRY, lambda: None)
 
@@ -282,17 +285,21 @@ class ConsoleStream:
                     break
                 del self._queue[:taken]
                 self._credit.sent(taken)
+                self._ask()
         except self._errors:
             self._finish(self._why_failed())
             return
+        self._steer_producer()
+
+    def _ask(self) -> None:
         if self._credit.ask():
             self._asked_at = self._host.reactor.seconds()
             self._host.threads.call(self._line.ping).addCallbacks(self._answered, self._lose)
-        self._steer_producer()
 
     def _answered(self, _result: None) -> None:
         self._credit.answered()
         if self._open:
+            self._ask()
             self._send()
 
     def _steer_producer(self) -> None:
@@ -350,7 +357,10 @@ class ConsoleStream:
         self._host.reactor.callLater(0, self._close)
 
     def _close(self) -> None:
-        self._host.threads.call(self._line.close).addErrback(
+        closing = self._host.threads.call(self._line.close)
+        # Threads that stop no longer wait for it, and say so; it goes on all the same.
+        closing.addErrback(lambda failure: failure.trap(HostUnreachable))
+        closing.addErrback(
             lambda failure: self._log.failure("a console was not left in order", failure)
         )
 

@@ -30,7 +30,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from vmconsole.config import Config
-from vmconsole.errors import StoreError
+from vmconsole.errors import ConfigError, StoreError
 
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 10
@@ -79,17 +79,17 @@ grants = Table(
 def database_url(config: Config) -> str:
     """``engine.embedded.database``, an SQLite file's relative path below the state directory.
 
-    Raises StoreError.
+    Raises ConfigError.
     """
     try:
         url = make_url(config.engine.embedded.database)
     except ArgumentError as error:
-        raise StoreError(
+        raise ConfigError(
             "engine.embedded.database is no URL such as sqlite:///engine.db."
         ) from error
     if url.get_backend_name() == "sqlite":
         if not url.database or url.database == ":memory:":
-            raise StoreError("engine.embedded.database names no file: sqlite:///engine.db does.")
+            raise ConfigError("engine.embedded.database names no file: sqlite:///engine.db does.")
         url = url.set(database=str(config.path(url.database)))
     return url.render_as_string(hide_password=False)
 
@@ -101,7 +101,10 @@ def database_file(url: str) -> Path | None:
 
 
 class Database:
-    """Transactions on the database at ``url``. All methods wait, and raise StoreError."""
+    """Transactions on the database at ``url``. All methods wait, and raise StoreError.
+
+    The constructor opens nothing, and raises ConfigError.
+    """
 
     def __init__(self, url: str) -> None:
         self._name = make_url(url).render_as_string(hide_password=True)
@@ -109,7 +112,7 @@ class Database:
         try:
             self._engine = create_engine(url)
         except (ImportError, SQLAlchemyError) as error:
-            raise StoreError(f"The database {self._name} cannot be used: {error}.") from error
+            raise ConfigError(f"The database {self._name} cannot be used: {error}.") from error
         if self._file is not None:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)

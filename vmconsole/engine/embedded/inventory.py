@@ -45,7 +45,7 @@ class Inventory:
 
     def __init__(self) -> None:
         self._domains: dict[str, dict[str, tuple[int, Domain]]] = {}
-        self._lost: dict[str, str] = {}
+        self._lost: set[str] = set()
         self._events = 0
 
     def placements(self) -> Iterator[Placement]:
@@ -65,11 +65,11 @@ class Inventory:
     def forget(self, host: str) -> None:
         """The host is none of ours any more."""
         self._domains.pop(host, None)
-        self._lost.pop(host, None)
+        self._lost.discard(host)
 
     def domains_listed(self, host: str, domains: Sequence[Domain]) -> None:
         """See IDomainObserver."""
-        self._lost.pop(host, None)
+        self._lost.discard(host)
         self._domains[host] = {domain.id: self._seen(domain) for domain in domains}
         self._log.info("{host} has {count} VMs", host=printable(host), count=len(domains))
 
@@ -82,12 +82,8 @@ class Inventory:
         self._domains.get(host, {}).pop(domain_id, None)
 
     def host_lost(self, host: str, reason: str) -> None:
-        """See IDomainObserver."""
-        if self._lost.get(host) != reason:
-            self._log.warn(
-                "{host} is lost: {reason}", host=printable(host), reason=printable(reason, 1024)
-            )
-        self._lost[host] = reason
+        """See IDomainObserver. Who lost it has logged why."""
+        self._lost.add(host)
 
     def _seen(self, domain: Domain) -> tuple[int, Domain]:
         self._events += 1

@@ -146,7 +146,8 @@ class EmbeddedEngine(Service):
             port: IListeningPort = await endpoint.listen(site)
             return port
         except CannotListenError as error:
-            raise EngineError(f"{path} cannot be listened on: {error.socketError}.") from error
+            reason = getattr(error.socketError, "strerror", None) or error.socketError
+            raise EngineError(f"{path} cannot be listened on: {reason}.") from error
 
     async def _look_at_hosts(self) -> None:
         try:

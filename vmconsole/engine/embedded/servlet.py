@@ -97,9 +97,9 @@ class ConsoleProxyServlet(Resource):
 
 def make_site(servlet: ConsoleProxyServlet, reactor: IReactorTime) -> Site:
     """The servlet where clients look for it: below ``/``, and below ``/ovirt-engine/``."""
-    root, engine = Resource(), Resource()
+    root, engine = _Folder(), _Folder()
     for parent in (root, engine):
-        services = Resource()
+        services = _Folder()
         services.putChild(b"vmconsole-proxy", servlet)
         parent.putChild(b"services", services)
     root.putChild(b"ovirt-engine", engine)
@@ -108,8 +108,25 @@ def make_site(servlet: ConsoleProxyServlet, reactor: IReactorTime) -> Site:
     return site
 
 
+class _Folder(Resource):
+    """Holds what it was given; all else is not found."""
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        return self
+
+    def render(self, request: Request) -> bytes:
+        request.setResponseCode(404)
+        return b""
+
+
 class _QuietSite(Site):
     noisy = False
+
+    def startFactory(self) -> None:
+        """Without an access log, no timer for its dates."""
+
+    def stopFactory(self) -> None:
+        """Nothing was started."""
 
     def log(self, request: HTTPRequest) -> None:
         """No access log: the proxy's own audit says who did what."""

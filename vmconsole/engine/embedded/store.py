@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 
@@ -327,10 +327,8 @@ def _refuse_duplicate(connection: Connection, key: KeyRecord) -> None:
 
 
 def _hosts(connection: Connection) -> list[HostRecord]:
-    rows: Iterable[tuple[str, str]] = connection.execute(
-        select(hosts.c.name, hosts.c.uri).order_by(hosts.c.name)
-    ).tuples()
-    return [HostRecord(*row) for row in rows]
+    query = select(hosts.c.name, hosts.c.uri).order_by(hosts.c.name)
+    return [HostRecord(*row) for row in connection.execute(query)]
 
 
 def _grants(connection: Connection) -> list[GrantRecord]:
