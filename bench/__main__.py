@@ -25,7 +25,7 @@ def main() -> int:
         for row in ROWS.values():
             print(f"{row.name:12}{row.summary} (rounds: {row.rounds})")
         return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         _measure(options.rows or list(ROWS), options.rounds, options.json)

@@ -136,6 +136,8 @@ class Engine:
         self.vms: dict[str, list[ConsoleInfo]] = {}
         self.fresh_vms: dict[str, list[ConsoleInfo]] = {}
         self.error: VMConsoleError | None = None
+        self.gate: Deferred[None] | None = None
+        """When set, the consoles are told only once it fires."""
 
     async def authorized_keys(self) -> Sequence[AuthorizedKey]:
         if self.error is not None:
@@ -145,6 +147,8 @@ class Engine:
     async def consoles(self, user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
         if self.error is not None:
             raise self.error
+        if self.gate is not None:
+            await self.gate
         if fresh and user_id in self.fresh_vms:
             return self.fresh_vms[user_id]
         return self.vms.get(user_id, [])

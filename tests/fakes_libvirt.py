@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,6 +11,9 @@ from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+
+from vmconsole import config
+from vmconsole.hypervisor.libvirt_host import HostPool
 
 RUNNING, PAUSED, SHUT_OFF, CRASHED = 1, 3, 5, 6
 # Seconds.
@@ -110,11 +114,14 @@ class FakeThreadPool:
             if done is not None:
                 done(succeeded, result)
 
+        def start() -> None:
+            if self.held:
+                self.waiting.append(run)
+            else:
+                run()
+
         self.on_call()
-        if self.held:
-            self.waiting.append(run)
-        else:
-            self._reactor.callLater(0, run)
+        self._reactor.callLater(0, start)
 
     def release(self, number: int | None = None) -> None:
         """Run the first so many calls of those that wait; None: all, and hold no more."""
@@ -336,7 +343,9 @@ class FakeStream:
         self._connection.check()
         assert self._domain is not None
         assert self.data is not None or not self.aborted
-        taken = self._domain.sends.pop(0) if self._domain.sends else len(data)
+        taken = len(data)
+        if self._domain.sends:
+            taken = min(taken, self._domain.sends.pop(0))
         if taken > 0:
             self._domain.typed += data[:taken]
         return taken
@@ -419,3 +428,40 @@ class FakeLibvirt:
     def _watch_stream(stream: FakeStream, events: int, data: dict[str, Any]) -> int:
         stream.watch(events, data)
         return 0
+
+
+class Site:
+    """A started HostPool over daemons in memory: ``node1`` and ``node2`` at overridden URIs."""
+
+    def __init__(self, **hosts: Any) -> None:
+        self.reactor = FakeReactor()
+        self.libvirt = FakeLibvirt()
+        self.threads: list[FakeThreadPool] = []
+        for name in ("node1", "node2"):
+            self.libvirt.daemons[f"qemu+tls://{name}/system"] = FakeDaemon(self.reactor)
+        self.daemon = self.libvirt.daemons["qemu+tls://node1/system"]
+        self.hosts = HostPool(
+            self.reactor,  # type: ignore[arg-type]
+            self.libvirt,
+            config.Hosts(**hosts),
+            self._make_pool,
+        )
+        self.hosts.startService()
+
+    def _make_pool(self, _smallest: int, largest: int, _name: str) -> Any:
+        self.threads.append(FakeThreadPool(self.reactor, largest))
+        return self.threads[-1]
+
+    def settle(self, seconds: float = 0.0) -> None:
+        self.reactor.settle(seconds)
+
+    def stop(self) -> float:
+        """Stop the service. Returns how many seconds, on the clock, it took."""
+        start = self.reactor.seconds()
+        stopped: list[object] = []
+        self.hosts.stopService().addBoth(stopped.append)
+        while not stopped:
+            self.settle(0.1)
+            # The pools are stopped by threads of their own.
+            time.sleep(0.001)
+        return self.reactor.seconds() - start

@@ -131,6 +131,7 @@ class ClientChannel(channel.SSHChannel):
         self.output = b""
         self.error = b""
         self.status: int | None = None
+        self.output_ended = False
         self.gone = False
         self.open_failed = False
 
@@ -145,6 +146,9 @@ class ClientChannel(channel.SSHChannel):
 
     def extReceived(self, dataType: int, data: bytes) -> None:
         self.error += data
+
+    def eofReceived(self) -> None:
+        self.output_ended = True
 
     def request_exit_status(self, data: bytes) -> None:
         (self.status,) = struct.unpack(">L", data)
@@ -166,6 +170,8 @@ class SSHPair:
         self.events = Events()
         self.audit = Audit(Logger("vmconsole.audit", observer=self.events))
         self.lookups: list[bytes] = []
+        self.gate: Deferred[None] | None = None
+        """When set, the engine tells whose a key is only once it fires."""
         self.commands = Commands(
             self.engine, self.pool, self.audit, self.clock, self.config.escape_byte
         )
@@ -190,6 +196,8 @@ class SSHPair:
 
     async def _lookup(self, blob: bytes) -> User | None:
         self.lookups.append(blob)
+        if self.gate is not None:
+            await self.gate
         for key in await self.engine.authorized_keys():
             if key.blob == blob:
                 return User(id=key.user_id, name=key.user_name)

@@ -133,6 +133,23 @@ class PoolTests(SynchronousTestCase):
         self.guests.guest.end(ConsoleGone("gone"))
         self.assertEqual(self.terminal.seen, b"one two three")
 
+    def test_order_in_a_drain(self) -> None:
+        """What is printed while the backlog is handed over comes after it."""
+
+        class Prompting(Terminal):
+            def dataReceived(terminal, data: bytes) -> None:
+                super().dataReceived(data)
+                if len(terminal.seen) == len(data):
+                    self.guests.guest.print(b"late")
+
+        self.pool = ConsolePool(self.guests, self.clock, 100000)
+        self.terminal = Prompting()
+        attachment = self.successResultOf(self.attach())
+        attachment.pauseProducing()
+        self.guests.guest.print(b"a" * 50000)
+        attachment.resumeProducing()
+        self.assertEqual(self.terminal.seen, b"a" * 50000 + b"late")
+
     def test_stop(self) -> None:
         """When the proxy stops, every console is closed and its user told."""
         self.successResultOf(self.attach())

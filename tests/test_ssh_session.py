@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import console
-from tests.sshpair import ALICE, SSHPair
+from tests.sshpair import ALICE, PTY, SSHPair
 from vmconsole.errors import ConsoleBusy, ConsoleGone, ConsoleUnavailable, EngineUnreachable
 
 
@@ -189,6 +189,7 @@ class ConsoleTests(SessionTestCase):
         self.assertFalse(self.pair.guests.guest.open)
         self.assertIn(b"[vmconsole: You left vm1.]", channel.output)
         self.assertEqual(channel.status, 0)
+        self.assertTrue(channel.output_ended)
         self.assertTrue(channel.gone)
         self.assertEqual(len(self.pair.pool), 0)
 
@@ -258,13 +259,62 @@ class ConsoleTests(SessionTestCase):
         gate: Deferred[None] = Deferred()
         self.pair.guests.answer = gate
         channel = self.pair.run(b"vm1", pty=True)
-        self.pair.type(channel, b"ro")
+        self.pair.type(channel, b"\x03ro")
         self.pair.type(channel, b"ot\r")
         gate.callback(None)
         self.pair.flush()
-        self.assertEqual(self.pair.guests.guest.typed, b"root\r")
+        self.assertEqual(self.pair.guests.guest.typed, b"\x03root\r")
         self.pair.type(channel, b"ls\r")
-        self.assertEqual(self.pair.guests.guest.typed, b"root\rls\r")
+        self.assertEqual(self.pair.guests.guest.typed, b"\x03root\rls\r")
+
+    def test_typed_before_the_command(self) -> None:
+        """What is sent before the command was asked for is the guest's, too."""
+        self.only_vm1()
+        channel = self.pair.open()
+        self.pair.type(channel, b"very ")
+        self.pair.connection.sendRequest(channel, b"pty-req", PTY)
+        self.pair.connection.sendRequest(channel, b"shell", b"")
+        self.pair.type(channel, b"early")
+        self.assertEqual(self.pair.guests.guest.typed, b"very early")
+
+    def test_typed_early_is_bounded(self) -> None:
+        """While a console is being opened the client's window bounds what can be typed; all of
+        it arrives once the console is open."""
+        gate: Deferred[None] = Deferred()
+        self.pair.guests.answer = gate
+        channel = self.pair.run(b"vm1", pty=True)
+        self.pair.type(channel, b"p" * 1000000)
+        session = next(iter(self.pair.server.service.channels.values()))._protocol
+        self.assertLessEqual(len(session._early), 2 * 131072)
+        gate.callback(None)
+        self.pair.flush()
+        self.assertEqual(self.pair.guests.guest.typed, b"p" * 1000000)
+
+    def test_input_ended_early(self) -> None:
+        """Input that ended before the console was open is typed all the same."""
+        gate: Deferred[None] = Deferred()
+        self.pair.guests.answer = gate
+        channel = self.pair.run(b"vm1", pty=True)
+        self.pair.type(channel, b"halt\r")
+        self.pair.connection.sendEOF(channel)
+        self.pair.flush()
+        gate.callback(None)
+        self.pair.flush()
+        self.assertEqual(self.pair.guests.guest.typed, b"halt\r")
+        for _ in range(5):
+            self.pair.advance(0.25)
+        self.assertEqual(channel.status, 0)
+
+    def test_closed_while_the_engine_thinks(self) -> None:
+        """A channel that closes while the engine is asked is done: nothing is opened later."""
+        gate: Deferred[None] = Deferred()
+        self.pair.engine.gate = gate
+        channel = self.pair.run(b"vm1", pty=True)
+        channel.loseConnection()
+        self.pair.flush()
+        self.assertTrue(channel.gone)
+        self.assertTrue(gate.called)
+        self.assertEqual(self.pair.guests.opened, [])
 
     def test_give_up(self) -> None:
         """While the host does not answer the user is told, and Ctrl-C or ``^] .`` gives up."""
@@ -356,6 +406,13 @@ class MenuTests(SessionTestCase):
         channel = self.pair.run(pty=True)
         self.pair.type(channel, b"1\rroot\r")
         self.assertEqual(self.pair.guests.guest.typed, b"root\r")
+
+    def test_leave_typed_ahead(self) -> None:
+        """Who leaves before the console is even asked for does not open it."""
+        channel = self.pair.run(pty=True)
+        self.pair.type(channel, b"1\r\x1d.")
+        self.assertEqual(self.pair.guests.opened, [])
+        self.assertEqual(channel.status, 1)
 
     def test_wrong_then_right(self) -> None:
         """A wrong answer is told and asked again."""

@@ -89,8 +89,9 @@ class ConsoleTests(FunctionalTestCase):
         await ssh.expect(rb"To leave")
         await self.log_in_to_linux(ssh)
         for keys, after in ((b"\x03", rb"\^C.*"), (b"\x1a", rb"\^Z.*Stopped.*")):
-            ssh.type(b"cat\r")
-            # Until cat answers, the keys would be the shell's.
+            # Until cat answers, the keys would be the shell's; its line editor reads ahead.
+            ssh.type(b"echo run$((40 + 2)); cat\r")
+            await ssh.expect(rb"run42\r\n")
             ssh.type(b"ready\r")
             await ssh.expect(rb"ready\r\nready\r\n")
             ssh.type(keys)

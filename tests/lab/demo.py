@@ -85,19 +85,25 @@ class Demo:
 
     async def serve(self, key: Path) -> None:
         """Tell what to try, and wait for the end."""
-        menu, straight, listing = (
-            shlex.join(self._command(key, *words)) for words in ((), ("vm3",), ("list",))
-        )
+        say("\nIn another terminal, try:\n")
+        for what, words in (
+            ("the menu", ()),
+            ("straight in, by name", ("vm3",)),
+            ("what there is", ("list",)),
+        ):
+            say(f"  # {what}\n  {shlex.join(self._command(key, *words))}")
         say(
-            f"\nTry, in another terminal:\n\n{menu}\n{straight}\n{listing}\n\n"
-            "The first has a menu, the second goes straight in, the third lists. Log in as root, "
-            "with no\npassword; press Enter first: until then the screen is empty. On a console, "
-            "Ctrl-] and a dot\nleaves.\n\nCtrl-C here takes everything down again, "
-            f"{key.name} included."
+            "\nPress Enter on the console: until then its screen is empty. Log in as root, with no "
+            "password.\nCtrl-] and then a dot leaves.\n\n"
+            f"Ctrl-C here takes everything down again, {key.name} included.",
         )
         assert self._site.proxy is not None
-        status = await self._site.proxy.ended(_HOW_LONG)
-        raise DemoError(f"The proxy has ended by itself, with status {status}.")
+        try:
+            status = await self._site.proxy.ended(_HOW_LONG)
+        except CancelledError:
+            say("\nTaking everything down.")
+        else:
+            raise DemoError(f"The proxy has ended by itself, with status {status}.")
 
     async def check(self, key: Path) -> None:
         """Drive ssh through all of that. Raises Unexpected when something else is seen."""
@@ -204,15 +210,16 @@ async def run(reactor: Any, key: Path, check: bool) -> int:
         await demo.add_user("demo", "*", key)
         await demo.boot()
         await demo.start_proxy()
-        if not check:
-            await demo.serve(key)
-        await demo.check(key)
+        await (demo.check(key) if check else demo.serve(key))
     except (DemoError, Unexpected, TimeoutError, lab.LabError, RuntimeError, OSError) as error:
-        say(f"\nFAILED: {error}\n\nThe end of the proxy's log:\n{demo.logs}")
+        say(f"\nFAILED: {error}")
+        if demo.logs:
+            say(f"\nThe end of the proxy's log:\n{demo.logs}")
         return 1
     finally:
         await demo.close()
-    say(f"\nAll seen, in {time.monotonic() - start:.0f} s.")
+    if check:
+        say(f"\nAll was as it should be, after {time.monotonic() - start:.0f} s.")
     return 0
 
 

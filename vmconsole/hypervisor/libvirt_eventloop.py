@@ -94,10 +94,8 @@ class LibvirtEventLoop:
             except Exception:
                 self._log.failure("libvirt's callback {id} failed", id=id)
 
-    def _free_later(self, opaque: Any) -> None:
-        # Freeing takes locks that libvirt may hold around removeHandle and removeTimeout.
-        self._reactor.callLater(0, self._free, opaque)
-
+    # Only ever in a turn of the reactor's own: freeing takes locks that libvirt may hold around
+    # removeHandle and removeTimeout.
     def _free(self, opaque: Any) -> None:
         try:
             self._libvirt.virEventInvokeFreeCallback(opaque)
@@ -138,7 +136,7 @@ class LibvirtEventLoop:
         def remove() -> None:
             watch = self._watches.pop(id)
             watch.close()
-            self._free_later(watch.opaque)
+            self._free(watch.opaque)
 
         if not self._retire(id):
             return -1
@@ -168,7 +166,7 @@ class LibvirtEventLoop:
         def remove() -> None:
             timer = self._timers.pop(id)
             timer.set(-1)
-            self._free_later(timer.opaque)
+            self._free(timer.opaque)
 
         if not self._retire(id):
             return -1

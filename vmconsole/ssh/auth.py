@@ -245,7 +245,7 @@ class UserAuth(userauth.SSHUserAuthServer):
         except _UNPARSABLE as error:
             tries.refusal = "the request cannot be parsed"
             raise UnauthorizedLogin(tries.refusal) from error
-        tries.name = printable_bytes(credentials.username, 64)
+        tries.name = credentials.username.decode("utf-8", "backslashreplace")
         shown = fingerprint(credentials.blob)
         tries.note_key(shown)
         self._count(credentials.signature is not None)

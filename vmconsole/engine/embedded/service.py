@@ -110,6 +110,8 @@ class EmbeddedEngine(Service):
 
     def _prepare(self, now: datetime) -> tuple[list[Any], pki.Identity]:
         """In a thread: all that waits for the disk, or computes long."""
+        # First: what follows is for one process at a time.
+        self._take_address()
         identities = ticket_identities(self._config.state_directory, now)
         authorities = [identities.authority.certificate]
         ticket_ca = self._config.engine.embedded.ticket_ca
@@ -117,7 +119,6 @@ class EmbeddedEngine(Service):
             path = self._config.path(ticket_ca)
             authorities.extend(load_authorities("engine.embedded.ticket_ca", path))
         self._store.open()
-        self._take_address()
         return authorities, identities.proxy
 
     def _take_address(self) -> None:
@@ -163,10 +164,8 @@ class EmbeddedEngine(Service):
             self._watch.follow(snapshot.hosts)
 
     async def _stop(self, started: Deferred[pki.Identity]) -> None:
-        try:
-            await started
-        except VMConsoleError:
-            pass
+        # What failed was told by _say_failed.
+        await started.addErrback(lambda _: None)
         if self._poll.running:
             self._poll.stop()
         # Also waits for a look that is under way.
