@@ -111,8 +111,8 @@ class EngineInMemory:
         self.inventory = Inventory()
         self.answers = Answers(self.store, self.inventory, at_once)
         verifier = TicketVerifier([authority().certificate])
-        site = make_site(ConsoleProxyServlet(self.answers, verifier, clock), clock)
-        self.root = site.resource
+        self.site = make_site(ConsoleProxyServlet(self.answers, verifier, clock), clock)
+        self.root = self.site.resource
 
 
 def at_once(function: Callable[[], T]) -> Deferred[T]:

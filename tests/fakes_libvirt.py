@@ -121,7 +121,8 @@ class FakeThreadPool:
                 run()
 
         self.on_call()
-        self._reactor.callLater(0, start)
+        if not self.stopped:
+            self._reactor.callLater(0, start)
 
     def release(self, number: int | None = None) -> None:
         """Run the first so many calls of those that wait; None: all, and hold no more."""

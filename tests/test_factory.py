@@ -13,7 +13,7 @@ from tests.sshpair import HOST_KEY, SSHPair
 from vmconsole import pki
 from vmconsole.config import SSH, Config, State
 from vmconsole.errors import ConfigError
-from vmconsole.ssh.factory import load_host_keys
+from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys
 
 
 class HostKeyTests(SynchronousTestCase):
@@ -92,6 +92,6 @@ class HostKeyTests(SynchronousTestCase):
 
     def test_nothing_to_offer(self) -> None:
         """Host key algorithms that go with none of the keys are refused at the start."""
-        pair = SSHPair()
-        pair.factory._host_key_algorithms = [b"rsa-sha2-512"]
-        self.assertRaises(ConfigError, pair.factory.use_host_keys, {b"ssh-ed25519": HOST_KEY})
+        ssh = SSH(host_key_algorithms=("rsa-sha2-512",))
+        self.assertRaises(ConfigError, SSHPair, Config(ssh=ssh))
+        self.assertRaises(ConfigError, choose_all_algorithms, ssh, {b"ssh-ed25519": HOST_KEY})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,8 @@ from tests.fakes_libvirt import (
     SHUT_OFF,
     FakeConnection,
     FakeDaemon,
+    FakeDomainObject,
+    FakeLibvirt,
     FakeReactor,
     FakeThreadPool,
     LibvirtError,
@@ -28,6 +31,7 @@ from tests.fakes_libvirt import (
 from vmconsole.config import Hosts
 from vmconsole.errors import ConfigError, ConsoleUnavailable, HostUnreachable
 from vmconsole.hypervisor.host_threads import HostThreads
+from vmconsole.hypervisor.libvirt_connection import Connection
 from vmconsole.hypervisor.libvirt_domains import console_problem
 from vmconsole.hypervisor.libvirt_errors import host_unreachable
 from vmconsole.hypervisor.libvirt_host import list_domains
@@ -203,8 +207,8 @@ class ListDomainsTests(SynchronousTestCase):
     def test_list(self) -> None:
         """All domains, by name, with state and what is wrong with their consoles."""
         daemon = FakeDaemon(FakeReactor())
-        daemon.add("2", "b", state=(SHUT_OFF, 1))
-        daemon.add("1", "a")
+        daemon.add("1", "b", state=(SHUT_OFF, 1))
+        daemon.add("2", "a")
         daemon.add("3", "c", state=(PAUSED, 1), xml="<domain><devices/></domain>")
         daemon.add("4", "d", state=(CRASHED, 1))
         daemon.add("5", "e", state=(7, 1))
@@ -212,8 +216,8 @@ class ListDomainsTests(SynchronousTestCase):
         self.assertEqual(
             list_domains(FakeConnection(daemon)),
             [
-                Domain("1", "a", DomainState.RUNNING),
-                Domain("2", "b", DomainState.SHUT_OFF),
+                Domain("2", "a", DomainState.RUNNING),
+                Domain("1", "b", DomainState.SHUT_OFF),
                 Domain("3", "c", DomainState.PAUSED, problem),
                 Domain("4", "d", DomainState.SHUT_OFF),
                 Domain("5", "e", DomainState.PAUSED),
@@ -427,18 +431,16 @@ class WatchTests(SynchronousTestCase):
 
     def test_event_while_listing(self) -> None:
         """A change while the list is made is not missed: it is told after the list."""
-        self.site.hosts.watch("node1", "")
-        threads = self.site.threads[0]
-        threads.held = True
-        self.site.settle()
-        for _ in range(2):  # open, keepalive
-            threads.release(1)
-            self.site.settle()
-        threads.release(1)  # The list is made, and on its way.
-        self.daemon.add("2", "b")
-        self.daemon.tell("2")
-        threads.release()
-        self.site.settle()
+        list_all = FakeConnection.listAllDomains
+
+        def change_meanwhile(connection: FakeConnection) -> list[FakeDomainObject]:
+            found = list_all(connection)
+            self.daemon.add("2", "b")
+            self.daemon.tell("2")
+            return found
+
+        self.patch(FakeConnection, "listAllDomains", change_meanwhile)
+        self.watch()
         self.assertEqual(
             self.observer.take(),
             [("listed", "node1", ["a"]), ("changed", "node1", "b", "running")],
@@ -461,6 +463,12 @@ class WatchTests(SynchronousTestCase):
         self.daemon.open_error = None
         self.site.settle(31)
         self.assertEqual(self.observer.take(), [("listed", "node1", ["a"])])
+        for _ in range(2):
+            self.daemon.drop()
+            self.site.settle(3)
+            self.assertEqual(
+                self.observer.take(), [("lost", "node1", LOST), ("listed", "node1", ["a"])]
+            )
 
     def test_backoff(self) -> None:
         """The delays grow from 1 s to at most 30 s, and start anew after a success."""
@@ -583,6 +591,9 @@ class WatchTests(SynchronousTestCase):
             self.site.hosts.watch("node1", "qemu+ssh://node1/system")
         self.site.settle()
         self.assertEqual(self.site.threads, [])
+        self.site.stop()
+        with self.assertRaises(ConfigError):
+            self.site.hosts.watch("node1", "qemu+ssh://node1/system")
 
     def test_stop_with_a_host_that_hangs(self) -> None:
         """Stopping takes no longer than 3 s, whatever a host does."""
@@ -593,11 +604,62 @@ class WatchTests(SynchronousTestCase):
         self.site.settle()
 
 
+class ConnectionTests(SynchronousTestCase):
+    """One connection, shared by threads."""
+
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.libvirt = FakeLibvirt()
+        self.daemon = self.libvirt.daemons["qemu:///system"] = FakeDaemon(self.reactor)
+        self.connection = Connection(self.reactor, self.libvirt, "qemu:///system")
+
+    def test_closed_by_the_last_user(self) -> None:
+        """A connection that is closed while a call is under way is closed after that call."""
+
+        def use(raw: FakeConnection) -> None:
+            self.connection.close()
+            self.assertFalse(raw.dead)
+
+        self.connection.use(use)
+        self.assertEqual(self.daemon.connections, [])
+        self.assertNoResult(self.connection.closed)
+        self.reactor.settle()
+        self.successResultOf(self.connection.closed)
+
+    def test_use_after_close(self) -> None:
+        """Nobody gets at a connection that was closed."""
+        self.connection.close()
+        self.assertRaises(HostUnreachable, self.connection.use, lambda raw: None)
+        self.connection.keep_alive(1, 2)
+
+    def test_lost(self) -> None:
+        """The loss is told on the reactor's thread, and what holds it open is given up."""
+        self.connection.on_lifecycle(lambda id: None)
+        self.daemon.drop(2)
+        self.assertNoResult(self.connection.lost)
+        self.reactor.settle()
+        self.assertEqual(self.successResultOf(self.connection.lost), 2)
+        self.connection.close()
+        self.assertEqual(self.daemon.leaked, [])
+
+    def test_error_holds_nothing(self) -> None:
+        """An error carries no frame that would keep a domain, and so the connection, alive."""
+
+        def fail(raw: FakeConnection) -> None:
+            raw.lookupByUUIDString("none")
+
+        try:
+            self.connection.use(fail)
+        except LibvirtError as error:
+            names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        self.assertEqual(names, ["test_error_holds_nothing", "use"])
+
+
 class ConsoleHostTests(SynchronousTestCase):
     """The host of a console."""
 
-    def connect(self, site: Site, host: str) -> Deferred[Any]:
-        info = ConsoleInfo(vm_id="1", vm_name="a\x07", host=host)
+    def connect(self, site: Site, host: str, vm_id: str = "1") -> Deferred[Any]:
+        info = ConsoleInfo(vm_id=vm_id, vm_name="a\x07", host=host)
         connecting: Deferred[Any] = site.hosts.console_endpoint(info).connect(
             Factory.forProtocol(Protocol)
         )
@@ -639,6 +701,26 @@ class ConsoleHostTests(SynchronousTestCase):
         self.assertEqual(site.daemon.connections, [])
         self.assertEqual(site.hosts._hosts, {})
         self.assertEqual(site.daemon.leaked, [])
+
+    def test_stop_waits_for_all(self) -> None:
+        """The stop waits until every console has been left."""
+        site = Site()
+        for vm_id in ("1", "2"):
+            site.daemon.add(vm_id, "a")
+        self.successResultOf(self.connect(site, "node1"))
+        self.successResultOf(self.connect(site, "node1", "2"))
+        threads = site.threads[0]
+        threads.held = True
+        stopping = site.hosts.stopService()
+        site.settle()
+        threads.release(2)  # The control connection, and one console.
+        site.settle(0.1)
+        self.assertEqual(len(site.daemon.connections), 1)
+        self.assertFalse(threads.stopped)
+        threads.release()
+        while not stopping.called:
+            site.settle(0.001)
+        self.assertEqual(site.daemon.connections, [])
 
     def test_threads_grow_with_consoles(self) -> None:
         """Each console brings threads along, and takes them with it."""

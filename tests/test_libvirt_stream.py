@@ -356,6 +356,7 @@ class OpenTests(ConsoleCase):
         (reason,) = self.successResultOf(connecting).reasons
         reason.trap(ConnectionDone)
         self.assertIsNone(self.domain.stream)
+        self.assertEqual(self.site.hosts._hosts["node1"]._streams, set())
 
     def test_stop_while_opening(self) -> None:
         """Who is connecting when the service stops is told."""
@@ -481,16 +482,33 @@ class InputTests(ConsoleCase):
         self.site.settle()
         self.assertEqual(sizes, [1] * 64 + [936])
 
+    def test_messages_are_answered_for_in_turn(self) -> None:
+        """An answer makes room for as many messages as had been sent when it was asked for."""
+        protocol = self.open()
+        self.threads.held = True
+        for _ in range(64):
+            protocol.transport.write(b"x")
+        self.site.settle()
+        self.threads.release(1)
+        self.site.settle()
+        for _ in range(100):
+            protocol.transport.write(b"x")
+        self.assertEqual(len(self.domain.typed), 80)
+
     def test_no_room(self) -> None:
         """What libvirt does not take is kept, and sent when there is room; nothing twice."""
         protocol = self.open()
-        self.domain.sends = [3, -2, 0]
+        self.domain.sends = [3, -2]
         protocol.transport.write(b"abcdef")
         self.assertEqual(self.domain.typed, b"abc")
         protocol.transport.write(b"ghi")
         self.assertEqual(self.domain.typed, b"abc")
         self.site.settle()
         self.assertEqual(self.domain.typed, b"abcdefghi")
+        self.domain.sends = [0, 0, 1]
+        protocol.transport.write(b"jkl")
+        self.site.settle()
+        self.assertEqual(self.domain.typed, b"abcdefghijkl")
         self.assertFalse(self.stream().events & self.site.libvirt.VIR_STREAM_EVENT_WRITABLE)
 
     def test_producer(self) -> None:
@@ -556,7 +574,7 @@ class PacingTests(SynchronousTestCase):
                 st.integers(1, 12 * KIB).map(bytes),
                 st.just(None),
             ),
-            max_size=40,
+            max_size=120,
         ),
         st.lists(st.integers(-2, 2 * KIB), max_size=6),
     )
@@ -571,13 +589,16 @@ class PacingTests(SynchronousTestCase):
         threads = site.threads[0]
         domain.sends = [size if size else -2 for size in sends]
         assert domain.stream is not None
-        asked: list[int] = []
-        answered, written = 0, bytearray()
-        threads.on_call = lambda: asked.append(len(domain.typed))
+        asked: list[tuple[int, int]] = []
+        answered, messages, written, sent = 0, 0, bytearray(), []
+        send = domain.stream.send
+        domain.stream.send = lambda data: sent.append(send(data)) or sent[-1]  # type: ignore[method-assign, func-returns-value]
+        threads.on_call = lambda: asked.append((len(domain.typed), sum(n > 0 for n in sent)))
         threads.held = True
 
         def check() -> None:
             self.assertLessEqual(len(domain.typed) - answered, 4 * KIB)
+            self.assertLessEqual(sum(n > 0 for n in sent) - messages, 64)
             self.assertLessEqual(len(threads.waiting), 1)
             self.assertEqual(transport.unsent, len(written) - answered)
 
@@ -585,7 +606,7 @@ class PacingTests(SynchronousTestCase):
             if step is None:
                 site.settle()
                 if threads.waiting:
-                    answered = asked[-1]
+                    answered, messages = asked[-1]
                     threads.release(1)
             else:
                 written += step
@@ -593,10 +614,11 @@ class PacingTests(SynchronousTestCase):
             site.settle()
             check()
         while threads.waiting:
-            answered = asked[-1]
+            answered, messages = asked[-1]
             threads.release(1)
             site.settle()
             check()
+        self.assertLess(transport.unsent, KIB)
         self.assertEqual(domain.typed, written)
 
     @given(st.lists(st.one_of(st.integers(1, KIB), st.just(0)), max_size=300))
@@ -623,6 +645,7 @@ class EndTests(ConsoleCase):
         for leave in ("loseConnection", "abortConnection"):
             protocol = self.open()
             stream = self.stream()
+            held_by_libvirt = stream.data
             self.threads.held = True
             getattr(protocol.transport, leave)()
             protocol.transport.loseConnection()
@@ -633,6 +656,8 @@ class EndTests(ConsoleCase):
             self.threads.release()
             self.site.settle()
             self.assertEqual(stream.aborted, 1)
+            # libvirt 9 never frees it.
+            self.assertEqual(held_by_libvirt, {})
             self.assertEqual(len(protocol.reasons), 1)
             self.assertEqual(len(self.daemon.connections), 1)
 
@@ -640,10 +665,14 @@ class EndTests(ConsoleCase):
         """Leaving while output is handed over is as good: no more of it comes."""
         protocol = self.open()
         protocol.dataReceived = lambda data: protocol.transport.loseConnection()  # type: ignore[method-assign]
-        self.stream().put(bytes(300 * KIB), b"")
+        calls: list[None] = []
+        self.threads.on_call = lambda: calls.append(None)
+        self.stream().put(b"x", b"")
         self.site.settle(3)
         (reason,) = protocol.reasons
         reason.trap(ConnectionDone)
+        # Nobody asks any more why it ended.
+        self.assertEqual(len(calls), 1)
 
     def test_leaving_is_bounded(self) -> None:
         """Before the abort, which a stuck guest holds up, the connection gets a keepalive."""
@@ -724,8 +753,9 @@ class EndTests(ConsoleCase):
         """If the host does not tell why within 2 s, the connection counts as lost."""
         protocol = self.open()
         self.stream().put(b"")
+        self.site.settle(1)
         self.threads.held = True
-        self.site.settle(1.9)
+        self.site.settle(0.9)
         self.assertEqual(protocol.reasons, [])
         self.assertEqual(self.ending(protocol, 0.2), LOST)
 
@@ -862,15 +892,20 @@ class ReopenTests(ConsoleCase):
         again = self.start()
         self.site.settle()
         self.domain.open_error = LibvirtError("Active console session exists", 9)
+        self.site.settle(1.5)
         self.threads.release()
         self.site.settle(1.9)
         self.assertNoResult(again)
         self.site.settle(0.5)
-        self.assertEqual(
-            self.failureResultOf(again, ConsoleBusy).getErrorMessage(),
+        ours = (
             "node1 still clears up the last session on the console of vm\\x1b, which takes no "
-            "input; try again in half a minute.",
+            "input; try again in half a minute."
         )
+        self.assertEqual(self.failureResultOf(again, ConsoleBusy).getErrorMessage(), ours)
+        self.site.settle(15)
+        self.assertEqual(self.refused(ConsoleBusy, 2.5), ours)
+        self.site.settle(15)
+        self.assertIn("in use by another program", self.refused(ConsoleBusy, 2.5))
 
 
 class LabTests(TestCase):
@@ -915,10 +950,11 @@ class LabTests(TestCase):
 
     async def test_leaves_no_trace(self) -> None:
         """After the stop libvirt watches nothing any more: every connection is really closed."""
-        for _ in range(10):
+        for _ in range(2):
             protocol = await self.open()
             protocol.transport.write(b"x")
             await protocol.expect(b"x")
+            await self.assertFailure(Deferred.fromCoroutine(self.open()), ConsoleBusy)
             protocol.transport.loseConnection()
         await self.hosts.stopService()
         from twisted.internet import reactor

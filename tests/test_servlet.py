@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +13,16 @@ from typing import Any
 
 from treq.testing import StubTreq
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
+from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
+from twisted.web.resource import Resource
+from twisted.web.server import Request
 
 from tests.engine_kit import EngineInMemory, EngineTestCase, public_line, short_directory, signer
 from tests.test_inventory import RecordingSource
@@ -24,7 +31,7 @@ from vmconsole.engine.client import EngineClient
 from vmconsole.engine.embedded.identity import ticket_identities
 from vmconsole.engine.embedded.listen import unix_address
 from vmconsole.engine.embedded.service import EmbeddedEngine
-from vmconsole.engine.embedded.store import Store
+from vmconsole.engine.embedded.store import Snapshot, Store
 from vmconsole.engine.http import make_engine_client
 from vmconsole.engine.ticket import sign_ticket
 from vmconsole.errors import ConfigError, EngineError, EngineUnreachable, StoreError
@@ -77,6 +84,7 @@ class ServletTests(EngineTestCase):
             (PATH, 200),
             ("http://engine/ovirt-engine/services/vmconsole-proxy", 200),
             ("http://engine/", 404),
+            ("http://engine/x/services/vmconsole-proxy", 404),
             ("http://engine/services", 404),
             ("http://engine/ovirt-engine/services/other", 404),
         ):
@@ -96,6 +104,29 @@ class ServletTests(EngineTestCase):
         self.assertEqual(self.request(again)[:2], (403, b""))
         self.assertEqual(len(self.logged("Refused a ticket")), 2)
         self.assertEqual(len(self.logged("Failed on a request")), 3)
+
+    def test_large_body(self) -> None:
+        """Of a large body no more is kept than shows that it is too large."""
+        sizes: list[int] = []
+
+        class Probe(Resource):
+            isLeaf = True
+
+            def render(self, request: Request) -> bytes:
+                assert request.content is not None
+                sizes.append(len(request.content.read()))
+                return b""
+
+        site = self.engine.site
+        site.resource = Probe()
+        peer = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        assert peer is not None
+        peer.makeConnection(StringTransport())
+        peer.dataReceived(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        for _ in range(10):
+            peer.dataReceived(b"x" * 100000)
+        peer.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(sizes, [65537])
 
     def test_key_list(self) -> None:
         """Exactly the reply of the real Engine: all values are strings."""
@@ -180,10 +211,8 @@ class ServletTests(EngineTestCase):
 
     def test_changes_count_at_once(self) -> None:
         """What another process writes is in the next reply, and an unchanged reply is kept."""
-        self.command(KEYS)
-        kept = self.engine.answers._book
-        self.command(KEYS)
-        self.assertIs(self.engine.answers._book, kept)
+        kept = self.result(self.engine.answers.key_list())
+        self.assertIs(self.result(self.engine.answers.key_list()), kept)
         self.engine.store.add_user("alice")
         [key] = self.engine.store.add_keys("alice", public_line("alice"))
         self.assertEqual(len(self.command(KEYS)[1]["keys"]), 1)
@@ -417,6 +446,29 @@ class ServiceTests(TestCase):
         self.engine.startService()
         await self.engine.stopService()
         self.assertFalse((self.directory / "engine.sock").exists())
+
+    async def test_stop_while_it_looks(self) -> None:
+        """A look at the database that is under way ends before the database is closed."""
+        self.engine.startService()
+        await self.engine.ready()
+        store, events = self.engine._store, list[str]()
+        snapshot, close = store.snapshot, store.close
+
+        def slow(known: Snapshot | None = None) -> Snapshot:
+            events.append("look")
+            time.sleep(0.5)
+            events.append("looked")
+            return snapshot(known)
+
+        def closing() -> None:
+            events.append("close")
+            close()
+
+        self.patch(store, "snapshot", slow)
+        self.patch(store, "close", closing)
+        await self.until(lambda: bool(events))
+        await self.engine.stopService()
+        self.assertEqual(events, ["look", "looked", "close"])
 
     async def test_again(self) -> None:
         """It can be started after it was stopped, with what it had."""

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import click
-import msgspec
 
-from vmconsole.config import Config, Hosts, default_path, load
+from vmconsole.config import Config, default_path, load
 from vmconsole.engine.check import Finding, check_engine
 from vmconsole.engine.embedded.database import database_url
 from vmconsole.engine.embedded.keypair import generate_key_pair
@@ -27,6 +26,7 @@ from vmconsole.hypervisor.libvirt_domains import list_domains
 from vmconsole.hypervisor.libvirt_errors import host_unreachable
 from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.interfaces import Domain
+from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys
 from vmconsole.text import printable
 
 P = ParamSpec("P")
@@ -116,11 +116,13 @@ def check(config: Config) -> None:
 
 
 def _check_ssh(config: Config) -> Iterator[Finding]:
-    """The ssh side's own checks belong here."""
-    for name in config.ssh.host_keys:
-        path = config.path(name)
-        if path.exists() and not os.access(path, os.R_OK):
-            yield Finding(f"ssh.host_keys: {path} cannot be read by this user.")
+    if not config.ssh.listen:
+        return
+    try:
+        host_keys = load_host_keys(config, make_missing=False)
+        choose_all_algorithms(config.ssh, host_keys)
+    except ConfigError as error:
+        yield Finding(str(error))
 
 
 def _check_hosts(config: Config) -> Iterator[Finding]:
@@ -131,7 +133,7 @@ def _check_hosts(config: Config) -> Iterator[Finding]:
             yield Finding(f"hosts: {error}")
     if config.hosts.pki:
         for name in ("cacert.pem", "clientcert.pem", "clientkey.pem"):
-            path = config.path(config.hosts.pki) / name
+            path = Path(config.hosts.pki, name)
             if not os.access(path, os.R_OK):
                 yield Finding(f"hosts.pki: {path} cannot be read.")
 
@@ -365,17 +367,12 @@ def _ask_host(host: HostRecord, config: Config) -> _Listing:
     except ConfigError as error:
         return _Listing(host.name, error=str(error))
     except libvirt.libvirtError as error:
-        pki = _hosts_config(config).pki
-        return _Listing(host.name, error=str(host_unreachable(error, host.name, pki)))
+        problem = host_unreachable(error, host.name, config.hosts.pki)
+        return _Listing(host.name, error=str(problem))
 
 
 def _uri(host: HostRecord, config: Config) -> str:
-    return host_uri(host.name, host.uri, _hosts_config(config))
-
-
-def _hosts_config(config: Config) -> Hosts:
-    pki = config.hosts.pki
-    return msgspec.structs.replace(config.hosts, pki=str(config.path(pki)) if pki else "")
+    return host_uri(host.name, host.uri, config.hosts)
 
 
 def _show(records: Sequence[object], as_json: bool, *names: str) -> None:

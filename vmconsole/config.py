@@ -52,7 +52,7 @@ class Engine(_Section, frozen=True):
 
 
 class Hosts(_Section, frozen=True):
-    """How the name of a host becomes a libvirt URI."""
+    """How the name of a host becomes a libvirt URI. ``pki`` is absolute, or empty."""
 
     uri: str = "qemu+tls://{host}/system"
     pki: str = ""
@@ -120,7 +120,12 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}.") from error
     directory = Path(config.state.directory or _default_state(environ)).expanduser().absolute()
-    config = msgspec.structs.replace(config, state=State(directory=str(directory)))
+    pki = config.hosts.pki and str(directory / config.hosts.pki)
+    config = msgspec.structs.replace(
+        config,
+        state=State(directory=str(directory)),
+        hosts=msgspec.structs.replace(config.hosts, pki=pki),
+    )
     try:
         _check(config)
     except ConfigError as error:

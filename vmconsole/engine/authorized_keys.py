@@ -50,7 +50,6 @@ class AuthorizedKeys:
         except EngineError as error:
             self._failed = (self._clock.seconds(), error)
             raise
-        self._failed = None
         self._indexed = asked
         # All who waited for the same answer get the same object.
         if keys is not self._keys:

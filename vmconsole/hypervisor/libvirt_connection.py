@@ -79,11 +79,7 @@ class Connection:
 
     def _ended(self, _raw: Any, reason: int, _opaque: None) -> None:
         # libvirt may call this from any thread.
-        self._reactor.callFromThread(self._lose, reason)
-
-    def _lose(self, reason: int) -> None:
-        if not self.lost.called:
-            self.lost.callback(reason)
+        self._reactor.callFromThread(self.lost.callback, reason)
 
     def _leave(self) -> None:
         with self._lock:

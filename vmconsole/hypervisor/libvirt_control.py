@@ -97,7 +97,6 @@ class Control:
     async def _hold(self, connection: Connection) -> None:
         """Until the connection is lost. Raises HostUnreachable."""
         self._connection = connection
-        self._stale.clear()
         try:
             await self._threads.call(partial(connection.keep_alive, *_KEEPALIVE))
             if self._observer is not None:
@@ -117,7 +116,7 @@ class Control:
     async def _list(self, connection: Connection, observer: IDomainObserver) -> None:
         def listing() -> list[Domain]:
             # First the events, so that no change is missed.
-            connection.on_lifecycle(partial(self._changed, connection))
+            connection.on_lifecycle(self._changed)
             return connection.use(list_domains)
 
         observer.domains_listed(self._host, await self._call(listing, _LISTING))
@@ -136,10 +135,9 @@ class Control:
             else:
                 observer.domain_changed(self._host, domain)
 
-    def _changed(self, connection: Connection, id: str) -> None:
-        if connection is self._connection:
-            self._stale[id] = None
-            self._wake()
+    def _changed(self, id: str) -> None:
+        self._stale[id] = None
+        self._wake()
 
     def _wake(self, _reason: int | None = None) -> None:
         if not self._news.called:

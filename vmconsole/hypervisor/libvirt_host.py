@@ -41,6 +41,10 @@ T = TypeVar("T")
 # Seconds.
 _STOPPING = 3.0
 _UNUSED = 60.0
+# Leaving a console takes longer than this only if its guest, or its host, is stuck; then it takes
+# libvirtd up to so long to find out.
+_CLEAN = 1.0
+_BELIEVING = 30.0
 
 MakePool = Callable[[int, int, str], ThreadPool]
 
@@ -73,7 +77,9 @@ class Host:
         self._observer: IDomainObserver | None = None
         self._consoles = 0
         self._streams: set[ConsoleStream] = set()
-        self._leaving: dict[ConsoleStream, Deferred[None]] = {}
+        self._leaving: dict[ConsoleStream, tuple[float, Deferred[None]]] = {}
+        # When a VM's console was left in a way that its libvirtd may not have noticed.
+        self._left_behind: dict[str, float] = {}
 
     @property
     def is_watched(self) -> bool:
@@ -133,24 +139,33 @@ class Host:
     def console_ended(self, stream: ConsoleStream) -> None:
         """It is of no more use, and its traces on the host are about to be removed."""
         self._streams.discard(stream)
-        self._leaving[stream] = Deferred()
+        self._leaving[stream] = (self.reactor.seconds(), Deferred())
 
     def console_closed(self, stream: ConsoleStream | None = None) -> None:
         """The host has let go of it, or it was never opened."""
         self._consoles -= 1
         self.threads.lend(-self._THREADS)
         if stream is not None:
-            self._leaving.pop(stream).callback(None)
+            now = self.reactor.seconds()
+            since, closed = self._leaving.pop(stream)
+            if now - since > _CLEAN:
+                self._left_behind[stream.console.vm_id] = now
+            closed.callback(None)
 
     def left(self, vm_id: str, limit: float) -> Deferred[bool]:
         """Fires when no console of the VM is being left any more, or after ``limit`` seconds.
 
-        The result tells whether there was one.
+        The result tells whether the host may still believe that we have it.
         """
+        now = self.reactor.seconds()
+        self._left_behind = {
+            id: since for id, since in self._left_behind.items() if now - since < _BELIEVING
+        }
         leaving = [
-            closed for stream, closed in self._leaving.items() if stream.console.vm_id == vm_id
+            closed for stream, (_, closed) in self._leaving.items() if stream.console.vm_id == vm_id
         ]
-        return self._all(leaving, limit).addCallback(lambda _: bool(leaving))
+        ours = bool(leaving) or vm_id in self._left_behind
+        return self._all(leaving, limit).addCallback(lambda _: ours)
 
     async def stop(self) -> None:
         """End all consoles and connections; takes 3 s at most, whatever the host does."""
@@ -159,7 +174,8 @@ class Host:
         gone = Failure(ConsoleGone("vmconsole is stopping."))
         for stream in tuple(self._streams):
             stream.end(gone)
-        await self._all(self._leaving.values(), _STOPPING * 2 / 3)
+        leaving = [closed for _, closed in self._leaving.values()]
+        await self._all(leaving, _STOPPING * 2 / 3)
         await self._all([self.threads.stop()], _STOPPING / 3)
 
     def _keep_control(self) -> None:

@@ -205,8 +205,6 @@ class ConsoleStream:
     # Output
 
     def _on_event(self, has_room: bool) -> None:
-        if not self._open:
-            return
         try:
             if has_room and self._full:
                 self._full = False

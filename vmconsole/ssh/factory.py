@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from twisted.conch.ssh import factory
@@ -13,7 +13,7 @@ from twisted.cred.portal import Portal
 from twisted.internet.interfaces import IAddress, IReactorTime
 
 from vmconsole.audit import Audit
-from vmconsole.config import Config
+from vmconsole.config import SSH, Config
 from vmconsole.errors import ConfigError
 from vmconsole.pki import write_private
 from vmconsole.ssh.auth import USER_KEY_ALGORITHMS, UserAuth
@@ -53,24 +53,16 @@ class ConsoleSSHFactory(factory.SSHFactory):
         self.banner = config.ssh.banner
         self.user_names = [name.encode() for name in config.ssh.users]
         self._random = random
-        self._kex = choose_algorithms("kex", config.ssh.kex)
-        self._ciphers = choose_algorithms("ciphers", config.ssh.ciphers)
-        self._macs = choose_algorithms("macs", config.ssh.macs)
-        self._host_key_algorithms = choose_algorithms(
-            "host_key_algorithms", config.ssh.host_key_algorithms
-        )
+        self._ssh = config.ssh
         # Conch would say for each connection that it has none; group exchange is not offered.
         self.primes = {0: []}
 
     def use_host_keys(self, keys: Mapping[bytes, Key]) -> None:
         """Take the private host keys, by their ssh type. Raises ConfigError when the configured
-        host key algorithms leave nothing to offer."""
+        algorithms leave nothing to offer."""
         self.privateKeys = dict(keys)
         self.publicKeys = {kind: key.public() for kind, key in keys.items()}
-        usable = {name for key in keys.values() for name in key.supportedSignatureAlgorithms()}
-        self._offered = [name for name in self._host_key_algorithms if name in usable]
-        if not self._offered:
-            raise ConfigError("ssh.host_key_algorithms: none goes with the keys of ssh.host_keys.")
+        self._algorithms = choose_all_algorithms(self._ssh, keys)
 
     def make_session_id(self) -> str:
         """An id for one connection, for the log and the audit."""
@@ -80,10 +72,10 @@ class ConsoleSSHFactory(factory.SSHFactory):
         """See IFactory."""
         protocol: Any = super().buildProtocol(addr)
         # Conch has just put every algorithm of the host keys here, SHA-1 with them.
-        protocol.supportedPublicKeys = list(self._offered)
-        protocol.supportedKeyExchanges = list(self._kex)
-        protocol.supportedCiphers = list(self._ciphers)
-        protocol.supportedMACs = list(self._macs)
+        protocol.supportedPublicKeys = list(self._algorithms.host_keys)
+        protocol.supportedKeyExchanges = list(self._algorithms.kex)
+        protocol.supportedCiphers = list(self._algorithms.ciphers)
+        protocol.supportedMACs = list(self._algorithms.macs)
         assert isinstance(protocol, ConsoleTransport)
         return protocol
 
@@ -93,7 +85,34 @@ class ConsoleSSHFactory(factory.SSHFactory):
         return self.services[service] if service == wanted else None
 
 
-def load_host_keys(config: Config) -> dict[bytes, Key]:
+class Algorithms(NamedTuple):
+    """What is offered to clients, in order of preference."""
+
+    kex: Sequence[bytes]
+    host_keys: Sequence[bytes]
+    ciphers: Sequence[bytes]
+    macs: Sequence[bytes]
+
+
+def choose_all_algorithms(ssh: SSH, host_keys: Mapping[bytes, Key]) -> Algorithms:
+    """What the configuration offers with these host keys; with none, as if there were all.
+
+    Raises ConfigError for a name that is unknown or weak, and when no host key is left to offer.
+    """
+    possible = choose_algorithms("host_key_algorithms", ssh.host_key_algorithms)
+    usable = {name for key in host_keys.values() for name in key.supportedSignatureAlgorithms()}
+    offered = [name for name in possible if name in usable or not host_keys]
+    if not offered:
+        raise ConfigError("ssh.host_key_algorithms: none goes with the keys of ssh.host_keys.")
+    return Algorithms(
+        choose_algorithms("kex", ssh.kex),
+        offered,
+        choose_algorithms("ciphers", ssh.ciphers),
+        choose_algorithms("macs", ssh.macs),
+    )
+
+
+def load_host_keys(config: Config, make_missing: bool = True) -> dict[bytes, Key]:
     """Read the host keys; one that is missing is made, with mode 0600. Waits for the disk.
 
     Raises ConfigError when a file cannot be read, made, or is no key for this.
@@ -101,6 +120,8 @@ def load_host_keys(config: Config) -> dict[bytes, Key]:
     keys: dict[bytes, Key] = {}
     for name in config.ssh.host_keys:
         path = config.path(name)
+        if not make_missing and not path.exists():
+            continue
         key = _load_host_key(path) if path.exists() else _make_host_key(path)
         kind = key.sshType()
         if kind not in (b"ssh-ed25519", b"ssh-rsa"):

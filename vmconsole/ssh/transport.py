@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -205,7 +206,15 @@ class ConsoleTransport(transport.SSHServerTransport):
 
     def _newKeys(self) -> None:
         super()._newKeys()
+        self._acknowledge()
         self._flush_channels()
+
+    def _acknowledge(self) -> None:
+        # Nothing of ours answers the client's NEWKEYS, and its next packet waits (Nagle) for the
+        # acknowledgement that the kernel delays by 40 ms.
+        handle = getattr(self.transport, "getHandle", None)
+        if handle is not None and hasattr(socket, "TCP_QUICKACK"):
+            handle().setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _flush_channels(self) -> None:
         if isinstance(self.service, SSHConnection):

@@ -193,8 +193,6 @@ def _make_private(file: Path) -> None:
 
 
 def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
-    # Python's own implicit transactions would begin after the first SELECT; _begin_sqlite begins.
-    connection.isolation_level = None
     for pragma in (
         f"busy_timeout = {_BUSY_SECONDS * 1000}",
         "journal_mode = WAL",
@@ -206,6 +204,7 @@ def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that turns from reading to writing could fail instead of waiting.
+    # Python itself would begin only at the first write, and too late: what was read before could
+    # have changed, and a transaction that turns from reading to writing may fail instead of wait.
     write = connection.get_execution_options().get("vmconsole_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -112,7 +112,7 @@ class _Folder(Resource):
     """Holds what it was given; all else is not found."""
 
     def getChild(self, path: bytes, request: Request) -> Resource:
-        return self
+        return _Folder()
 
     def render(self, request: Request) -> bytes:
         request.setResponseCode(404)
