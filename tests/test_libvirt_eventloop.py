@@ -299,6 +299,20 @@ class TimeoutTests(TestCase):
         self.functions.add_timeout(0, self.note, None)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_last_word(self) -> None:
+        """Another thread's update waits for the reactor, whose own does not; libvirt's last word
+        holds, also when an earlier one is applied after it."""
+        timer = self.functions.add_timeout(-1, self.note, None)
+        self.run_for(0.0)
+        thread = threading.Thread(target=self.functions.update_timeout, args=(timer, 100))
+        thread.start()
+        thread.join()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.functions.update_timeout(timer, 300)
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.run_for(1.0)
+        self.assertEqual([at for at, _, _ in self.fired], [0.3, 0.6, 0.9])
+
     def test_registered_once(self) -> None:
         """A second loop on the same reactor gives way to the first; on another it is refused."""
         again = LibvirtEventLoop(self.reactor, self.libvirt)  # type: ignore[arg-type]

@@ -34,6 +34,18 @@ async def _make_template() -> Path:
     return site.folder
 
 
+def _boot_guests(hosts: lab.Lab) -> None:
+    """Boot the guests, on the first use in this process."""
+    if hosts.node1.virsh("list", "--all", "--name").split():
+        return
+    hosts.node1.run(lab.LightGuest("light1"))
+    hosts.node1.run(lab.LinuxGuest("linux1"))
+    hosts.node1.define(lab.LightGuest("off1"))
+    hosts.node1.run(lab.LightGuest("none1", serial="none"))
+    hosts.node1.run(lab.LightGuest("socket1", serial="unix"))
+    hosts.node2.run(lab.LightGuest("light2"))
+
+
 class FunctionalTestCase(TestCase):
     """A proxy with the embedded engine before a real lab.
 
@@ -44,21 +56,11 @@ class FunctionalTestCase(TestCase):
 
     timeout = 120
 
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Boot the guests, on the first use in this process."""
-        cls.lab = lab.get()
-        running = cls.lab.node1.virsh("list", "--all", "--name").split()
-        if not running:
-            cls.lab.node1.run(lab.LightGuest("light1"))
-            cls.lab.node1.run(lab.LinuxGuest("linux1"))
-            cls.lab.node1.define(lab.LightGuest("off1"))
-            cls.lab.node1.run(lab.LightGuest("none1", serial="none"))
-            cls.lab.node1.run(lab.LightGuest("socket1", serial="unix"))
-            cls.lab.node2.run(lab.LightGuest("light2"))
-
+    # Not in setUpClass, which trial's own runner does not call.
     async def setUp(self) -> None:
         global _template
+        self.lab = lab.get()
+        _boot_guests(self.lab)
         if _template is None:
             _template = await _make_template()
             reactor.addSystemEventTrigger(  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from tests.functional.case import FunctionalTestCase
-from tests.functional.process import Child
+from tests.functional.process import Child, Unexpected
 
 PATIENCE = 20.0
 
@@ -85,11 +85,18 @@ class ClientTests(FunctionalTestCase):
                 channel.get_pty()
                 channel.invoke_shell()
                 seen = b""
-                while b"To leave" not in seen:
-                    seen += channel.recv(4096)
+
+                def read_until(text: bytes) -> None:
+                    nonlocal seen
+                    while text not in seen:
+                        data = channel.recv(4096)
+                        if not data:
+                            raise Unexpected(f"{text!r} did not come: {seen!r}")
+                        seen += data
+
+                read_until(b"To leave")
                 channel.sendall(b"typed by paramiko")
-                while not seen.endswith(b"typed by paramiko"):
-                    seen += channel.recv(4096)
+                read_until(b"typed by paramiko")
                 channel.sendall(b"\x1d.")
                 while data := channel.recv(4096):
                     seen += data

@@ -1,7 +1,8 @@
 """libvirt's event loop on Twisted's reactor.
 
 libvirt calls the six functions from any thread while it holds locks of its own. So an id is handed
-out at once, and whatever touches the reactor happens later, in the reactor's thread.
+out at once, and whatever touches the reactor happens in the reactor's thread: later, but for the
+updates that come from there, of which each keystroke causes several and which call nobody back.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ class LibvirtEventLoop:
     _registered: ClassVar[WeakKeyDictionary[Any, LibvirtEventLoop]] = WeakKeyDictionary()
 
     def __init__(self, reactor: IHostReactor, libvirt: Any) -> None:
+        """To be made in the reactor's thread."""
         self._reactor = reactor
         self._libvirt = libvirt
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
-        self._alive: set[int] = set()
+        self._thread = threading.get_ident()
+        # What libvirt wants of each watch (events) and timer (milliseconds), as it said last.
+        self._wanted: dict[int, int] = {}
         self._watches: dict[int, _Watch] = {}
         self._timers: dict[int, _Timer] = {}
         self._unfreed = 0
@@ -70,25 +74,44 @@ class LibvirtEventLoop:
 
     def is_idle(self) -> bool:
         """No descriptor, no timer, and nothing that is yet to be freed."""
-        return not (self._alive or self._watches or self._timers or self._unfreed)
+        return not (self._wanted or self._watches or self._timers or self._unfreed)
 
-    def _new_id(self) -> int:
+    def _new_id(self, wanted: int) -> int:
         with self._lock:
             id = next(self._ids)
-            self._alive.add(id)
+            self._wanted[id] = wanted
         return id
+
+    def _update(self, id: int, wanted: int) -> None:
+        with self._lock:
+            if id not in self._wanted:
+                return
+            self._wanted[id] = wanted
+        if threading.get_ident() == self._thread:
+            self._apply(id)
+        else:
+            self._reactor.callFromThread(self._apply, id)
+
+    def _apply(self, id: int) -> None:
+        # The last word counts, also when an earlier one arrives after it from another thread.
+        wanted = self._wanted.get(id)
+        if wanted is None:
+            return
+        if watch := self._watches.get(id):
+            watch.arm(wanted)
+        elif timer := self._timers.get(id):
+            timer.set(wanted)
 
     def _retire(self, id: int) -> bool:
         """From now on the id's callback is not called, also before the reactor takes it out."""
         with self._lock:
-            if id not in self._alive:
+            if self._wanted.pop(id, None) is None:
                 return False
-            self._alive.remove(id)
             self._unfreed += 1
         return True
 
     def _call(self, id: int, callback: Callable[..., object], *arguments: object) -> None:
-        if id in self._alive:
+        if id in self._wanted:
             try:
                 callback(id, *arguments)
             except Exception:
@@ -113,24 +136,20 @@ class LibvirtEventLoop:
         except OSError:
             self._log.failure("no descriptor is left for libvirt")
             return -1
-        id = self._new_id()
+        id = self._new_id(events)
 
         def deliver(happened: int) -> None:
             self._call(id, callback, fd, happened, opaque)
 
         def start() -> None:
-            self._watches[id] = watch = _Watch(self._reactor, self._libvirt, ours, deliver, opaque)
-            watch.arm(events)
+            self._watches[id] = _Watch(self._reactor, self._libvirt, ours, deliver, opaque)
+            self._apply(id)
 
         self._reactor.callFromThread(start)
         return id
 
     def _update_handle(self, id: int, events: int) -> None:
-        def update() -> None:
-            if watch := self._watches.get(id):
-                watch.arm(events)
-
-        self._reactor.callFromThread(update)
+        self._update(id, events)
 
     def _remove_handle(self, id: int) -> int:
         def remove() -> None:
@@ -144,23 +163,19 @@ class LibvirtEventLoop:
         return 0
 
     def _add_timeout(self, interval: int, callback: Callable[..., object], opaque: Any) -> int:
-        id = self._new_id()
+        id = self._new_id(interval)
 
         def start() -> None:
-            self._timers[id] = timer = _Timer(
+            self._timers[id] = _Timer(
                 self._reactor, lambda: self._call(id, callback, opaque), opaque
             )
-            timer.set(interval)
+            self._apply(id)
 
         self._reactor.callFromThread(start)
         return id
 
     def _update_timeout(self, id: int, interval: int) -> None:
-        def update() -> None:
-            if timer := self._timers.get(id):
-                timer.set(interval)
-
-        self._reactor.callFromThread(update)
+        self._update(id, interval)
 
     def _remove_timeout(self, id: int) -> int:
         def remove() -> None:
