@@ -467,7 +467,7 @@ class InputTests(ConsoleCase):
         self.assertEqual(protocol.transport.unsent, 99 * KIB)
 
     def test_single_bytes_to_a_stuck_guest(self) -> None:
-        """Messages are counted as well as bytes: 64 past the last answer; later ones join up."""
+        """Messages are counted as well as bytes: 256 past the last answer; later ones join up."""
         protocol = self.open()
         self.threads.held = True
         sizes: list[int] = []
@@ -477,23 +477,23 @@ class InputTests(ConsoleCase):
         for _ in range(1000):
             protocol.transport.write(b"x")
         self.site.settle()
-        self.assertEqual(sizes, [1] * 64)
+        self.assertEqual(sizes, [1] * 256)
         self.threads.release()
         self.site.settle()
-        self.assertEqual(sizes, [1] * 64 + [936])
+        self.assertEqual(sizes, [1] * 256 + [744])
 
     def test_messages_are_answered_for_in_turn(self) -> None:
         """An answer makes room for as many messages as had been sent when it was asked for."""
         protocol = self.open()
         self.threads.held = True
-        for _ in range(64):
+        for _ in range(256):
             protocol.transport.write(b"x")
         self.site.settle()
         self.threads.release(1)
         self.site.settle()
-        for _ in range(100):
+        for _ in range(400):
             protocol.transport.write(b"x")
-        self.assertEqual(len(self.domain.typed), 80)
+        self.assertEqual(len(self.domain.typed), 256 + 64)
 
     def test_no_room(self) -> None:
         """What libvirt does not take is kept, and sent when there is room; nothing twice."""
@@ -598,7 +598,7 @@ class PacingTests(SynchronousTestCase):
 
         def check() -> None:
             self.assertLessEqual(len(domain.typed) - answered, 4 * KIB)
-            self.assertLessEqual(sum(n > 0 for n in sent) - messages, 64)
+            self.assertLessEqual(sum(n > 0 for n in sent) - messages, 256)
             self.assertLessEqual(len(threads.waiting), 1)
             self.assertEqual(transport.unsent, len(written) - answered)
 

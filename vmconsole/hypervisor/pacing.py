@@ -6,8 +6,8 @@ from __future__ import annotations
 PIECE = 1024
 LIMIT = 4 * PIECE
 # A message costs libvirtd and the wire more than the byte that may be in it, so they count too.
-_ASK_AFTER_MESSAGES = 16
-_LIMIT_MESSAGES = 64
+_ASK_AFTER_MESSAGES = 64
+_LIMIT_MESSAGES = 256
 
 
 class Credit:

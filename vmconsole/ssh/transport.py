@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.conch.error import ConchError
@@ -143,6 +144,8 @@ class ConsoleTransport(transport.SSHServerTransport):
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes from the client; a packet that nobody needs before login is refused."""
+        if self._login is None:
+            self._acknowledge()
         super().dataReceived(data)
         # What is left here is one packet that is not whole yet.
         if self._login is None and len(self.buf) > MAX_PACKET_BEFORE_LOGIN:
@@ -206,15 +209,15 @@ class ConsoleTransport(transport.SSHServerTransport):
 
     def _newKeys(self) -> None:
         super()._newKeys()
-        self._acknowledge()
         self._flush_channels()
 
     def _acknowledge(self) -> None:
-        # Nothing of ours answers the client's NEWKEYS, and its next packet waits (Nagle) for the
-        # acknowledgement that the kernel delays by 40 ms.
+        # Nothing of ours answers the client's KEXINIT and NEWKEYS, and its next packet waits
+        # (Nagle) for the acknowledgement, which the kernel delays by 40 ms: twice in a login.
         handle = getattr(self.transport, "getHandle", None)
         if handle is not None and hasattr(socket, "TCP_QUICKACK"):
-            handle().setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            with suppress(OSError):
+                handle().setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _flush_channels(self) -> None:
         if isinstance(self.service, SSHConnection):
