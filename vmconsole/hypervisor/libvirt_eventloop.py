@@ -149,7 +149,9 @@ class LibvirtEventLoop:
         return id
 
     def _update_handle(self, id: int, events: int) -> None:
-        self._update(id, events)
+        # libvirt repeats itself with each message. (A timer's repetition starts it anew.)
+        if self._wanted.get(id) != events:
+            self._update(id, events)
 
     def _remove_handle(self, id: int) -> int:
         def remove() -> None:
