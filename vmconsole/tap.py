@@ -125,7 +125,8 @@ def makeService(options: Options) -> IService:
     try:
         return make_proxy(options["loaded"], reactor, libvirt, os.urandom)
     except ConfigError as error:
-        raise usage.UsageError(str(error)) from error
+        # Only in postOptions does twistd make a line of a UsageError.
+        raise SystemExit(f"vmconsole: {error}") from None
 
 
 def make_proxy(
