@@ -107,7 +107,15 @@ class ConsoleProxy(MultiService):
 
     def _give_up(self, text: str) -> NoReturn:
         self._log.critical("{text}", text=text)
+        if is_daemon():
+            # twistd's first process waits for the word of the daemon, and passes on an Exception's.
+            raise VMConsoleError(text)
         raise SystemExit(f"vmconsole: {text}")
+
+
+def is_daemon() -> bool:
+    """Whether twistd has made a daemon of us: nobody reads our standard error then."""
+    return os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev
 
 
 def raise_open_files() -> int:

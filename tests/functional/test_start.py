@@ -66,6 +66,21 @@ class StartTests(TestCase):
             text = await self.told("--config", str(self.site.config))
         self.assertIn(f"cannot listen on 127.0.0.1, port {self.site.port}", text)
 
+    async def test_daemon(self) -> None:
+        """Plain ``twistd``, which makes a daemon, tells it, too, instead of waiting for ever."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", self.site.port))
+            taken.listen()
+            child = Child("twistd").spawn(
+                reactor,
+                [str(BIN / "twistd"), "vmconsole", "--config", str(self.site.config)],
+                cwd=str(self.site.folder),
+            )
+            self.addCleanup(child.kill)
+            self.assertEqual(await child.ended(), 1)
+        told = (child.seen + child.errors).decode()
+        self.assertIn(f"cannot listen on 127.0.0.1, port {self.site.port}", told)
+
     async def test_state_directory(self) -> None:
         """A state directory that cannot be made."""
         Path(self.site.state).write_text("a file")
