@@ -12,6 +12,7 @@ from twisted.conch.ssh.keys import Key
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.portal import IRealm
 from twisted.internet.defer import Deferred
+from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -19,7 +20,8 @@ from tests.sshpair import ALICE, ALICE_KEY, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey
-from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker, fingerprint
+from vmconsole.publickeys import fingerprint
+from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
 
 SUCCESS = userauth.MSG_USERAUTH_SUCCESS
 FAILURE = userauth.MSG_USERAUTH_FAILURE
@@ -171,6 +173,43 @@ class LoginTests(AuthTestCase):
         self.assertEqual(event["fingerprints"][1], fingerprint(stranger.public().blob()))
         self.assertEqual(event["address"], "192.0.2.7")
         self.assertEqual(event["reason"], "the engine knows no user with this key")
+
+    def test_known_but_not_used(self) -> None:
+        """A known key that was only asked about is told apart from none at all, and a connection
+        that tried other methods leaves its event, too."""
+        self.auth.query(b"vmproxy", ALICE_KEY)
+        self.answers()
+        self.pair.client_io.loseConnection()
+        self.pair.flush()
+        (event,) = self.pair.events.named("login_refused")
+        self.assertEqual(event["reason"], "a known key was offered, and not used")
+        pair = SSHPair()
+        pair.auth.request(b"root", b"password", b"\0" + NS(b"secret"))
+        pair.flush()
+        pair.client_io.loseConnection()
+        pair.flush()
+        (event,) = pair.events.named("login_refused")
+        self.assertEqual((event["login_name"], event["reason"]), ("root", "no key was offered"))
+
+    def test_another_service(self) -> None:
+        """Who logs in for another service than the connection is refused, and not let in."""
+        ask = self.auth.transport.sendPacket
+        blob = ALICE_KEY.public().blob()
+        rest = b"\x01" + NS(b"ssh-ed25519") + NS(blob)
+        head = NS(b"vmproxy") + NS(b"ssh-userauth") + NS(b"publickey")
+        message = NS(self.pair.client.sessionID) + bytes((50,)) + head + rest
+        ask(50, head + rest + NS(ALICE_KEY.sign(message, b"ssh-ed25519")))
+        self.assertEqual(self.answers(), [FAILURE])
+        self.assertEqual(self.pair.events.named("login_accepted"), [])
+
+    def test_a_name_cannot_pose_as_fields(self) -> None:
+        """In the log's line, what a client chooses is quoted."""
+        self.auth.query(b"x address=203.0.113.9 reason='y'", ALICE_KEY)
+        self.answers()
+        self.pair.client_io.loseConnection()
+        self.pair.flush()
+        line = formatEvent(self.pair.events.named("login_refused")[0])
+        self.assertIn('login_name="x address=203.0.113.9', line)
 
     def test_names_in_the_audit_are_escaped(self) -> None:
         """A user name cannot forge a log line."""

@@ -14,9 +14,10 @@ from zope.interface.verify import verifyObject
 
 from tests.engine_kit import EngineTestCase, public_line, start
 from vmconsole.engine.authorized_keys import AuthorizedKeys
-from vmconsole.engine.keyline import KEY_TYPES, fingerprint, parse_key_line
+from vmconsole.engine.keyline import parse_key_line
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, IEngine, User
+from vmconsole.publickeys import KEY_TYPES, fingerprint
 
 ALICE = AuthorizedKey("1", "alice@internal", b"alice's key")
 BOB = AuthorizedKey("2", "bob@internal", b"bob's key")

@@ -23,8 +23,9 @@ from tests.engine_kit import public_line, short_directory
 from vmconsole import cli, pki
 from vmconsole.config import Config, State
 from vmconsole.engine.embedded.store import Store
-from vmconsole.engine.keyline import fingerprint, parse_key_line
+from vmconsole.engine.keyline import parse_key_line
 from vmconsole.errors import StoreError
+from vmconsole.publickeys import fingerprint
 
 ROOT = Path(__file__).parent.parent
 

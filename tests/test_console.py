@@ -107,6 +107,12 @@ class PoolTests(SynchronousTestCase):
         self.successResultOf(self.attach())
         self.assertEqual(len(self.pool), 1)
 
+    def test_no_endpoint(self) -> None:
+        """A console to which there is not even a way is free again, too."""
+        self.guests.console_endpoint = None  # type: ignore[assignment, method-assign]
+        self.failureResultOf(self.attach(), TypeError)
+        self.assertEqual(len(self.pool), 0)
+
     def test_leave(self) -> None:
         """Leaving closes the stream and tells the protocol, once."""
         attachment = self.successResultOf(self.attach())

@@ -18,7 +18,7 @@ PARTS = {
     "cli": {"ssh", "engine", "hypervisor"},
     "tap": {"ssh", "engine", "hypervisor", "console"},
 }
-COMMON = {"", "audit", "config", "errors", "interfaces", "pki", "text"}
+COMMON = {"", "audit", "config", "errors", "interfaces", "pki", "publickeys", "text"}
 
 
 def imports(path: Path, top_level: bool = False) -> Iterator[str]:

@@ -30,6 +30,7 @@ class ChoiceTests(SynchronousTestCase):
         """The beginning of one name or id will do; of several, they are listed."""
         self.assertEqual(by_text(VMS, "d").vm_name, "db")
         self.assertEqual(by_text(VMS, "33").vm_name, "web2")
+        self.assertEqual(by_text(VMS, "22-B").vm_name, "web1")
         with self.assertRaises(AmbiguousConsole) as caught:
             by_text(VMS, "web")
         self.assertIn("web1 [22-bb], web2 [33-cc]", str(caught.exception))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -11,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import console
 from tests.sshpair import ALICE, PTY, SSHPair
 from vmconsole.errors import ConsoleBusy, ConsoleGone, ConsoleUnavailable, EngineUnreachable
+from vmconsole.ssh.session import SessionChannel
 
 
 class SessionTestCase(SynchronousTestCase):
@@ -24,6 +26,12 @@ class SessionTestCase(SynchronousTestCase):
     def only_vm1(self) -> None:
         """Alice may open vm1 alone."""
         self.pair.engine.vms[ALICE.id] = [console("vm1")]
+
+    def connected_anew(self) -> Any:
+        """A channel on vm1, whatever was before."""
+        channel = self.pair.run(b"vm1", pty=True)
+        self.assertTrue(self.pair.guests.guest.open)
+        return channel
 
     def connected(self, **options: Any) -> Any:
         """A channel that is attached to vm1."""
@@ -64,6 +72,10 @@ class CommandTests(SessionTestCase):
         self.assertIn(b"list [--format plain|json]", channel.output)
         self.assertIn(b"^] . leaves", channel.output)
         self.assertEqual(channel.status, 0)
+        for line in (b"--help", b"list --help", b"connect -h", b"help connect"):
+            channel = self.pair.run(line)
+            self.assertIn(b"list [--format plain|json]", channel.output)
+            self.assertEqual(channel.status, 0)
         channel = self.pair.run(b"info")
         self.assertIn(b"user: alice@internal [u-alice]\n", channel.output)
         self.assertIn(b"key: SHA256:", channel.output)
@@ -82,6 +94,10 @@ class CommandTests(SessionTestCase):
             b"connect --vm-id 1 --vm-name a",
             b"connect vm1 extra",
             b"'unbalanced",
+            b"connect --vm-id ''",
+            b"connect --vm-name=",
+            b"''",
+            b"a" * 5000,
         ):
             channel = self.pair.run(line, pty=True)
             self.assertEqual(channel.status, 2, line)
@@ -325,8 +341,10 @@ class ConsoleTests(SessionTestCase):
             self.assertIn(b"Connecting to vm1 on node1... Ctrl-C gives up.", channel.output)
             self.pair.type(channel, keys)
             self.assertEqual(channel.status, 1)
+            self.assertEqual(channel.error, b"ERROR: You gave up vm1.\r\n")
             self.assertEqual(len(self.pair.pool), 0)
         self.assertEqual(self.pair.guests.cancelled, 2)
+        self.assertEqual(len(self.pair.events.named("attach_failed")), 2)
 
     def test_ctrl_c_is_for_the_guest(self) -> None:
         """On an open console Ctrl-C, Ctrl-Z and Ctrl-D are the guest's."""
@@ -341,6 +359,29 @@ class ConsoleTests(SessionTestCase):
         self.pair.flush()
         self.assertFalse(self.pair.guests.guest.open)
         self.assertEqual(len(self.pair.pool), 0)
+
+    def test_channel_closed(self) -> None:
+        """A client that closes its channel, with or without an end of input before, frees its
+        console at once, and the audit has it; so does one that closes while connecting."""
+        for end_of_input in (False, True):
+            channel = self.connected_anew()
+            if end_of_input:
+                self.pair.connection.sendEOF(channel)
+            self.pair.connection.sendClose(channel)
+            self.pair.flush()
+            self.assertTrue(channel.gone)
+            self.assertFalse(self.pair.guests.guest.open)
+            self.assertEqual(len(self.pair.pool), 0)
+        reasons = [event["reason"] for event in self.pair.events.named("detached")]
+        self.assertEqual(reasons, ["The ssh connection ended."] * 2)
+        self.pair.guests.answer = Deferred()
+        channel = self.pair.run(b"vm1", pty=True)
+        self.pair.connection.sendClose(channel)
+        self.pair.flush()
+        self.assertEqual(self.pair.guests.cancelled, 1)
+        self.assertEqual(len(self.pair.pool), 0)
+        (failed,) = self.pair.events.named("attach_failed")
+        self.assertEqual(failed["reason"], "The ssh connection ended.")
 
     def test_lost_while_connecting(self) -> None:
         """A client that is gone while its console is being opened stops that."""
@@ -404,8 +445,8 @@ class MenuTests(SessionTestCase):
     def test_typed_ahead(self) -> None:
         """What was typed behind the choice is the guest's."""
         channel = self.pair.run(pty=True)
-        self.pair.type(channel, b"1\rroot\r")
-        self.assertEqual(self.pair.guests.guest.typed, b"root\r")
+        self.pair.type(channel, b"1\rroot\r\xff\xfe\x80")
+        self.assertEqual(self.pair.guests.guest.typed, b"root\r\xff\xfe\x80")
 
     def test_leave_typed_ahead(self) -> None:
         """Who leaves before the console is even asked for does not open it."""
@@ -485,6 +526,26 @@ class FlowTests(SessionTestCase):
         self.pair.type(channel, b"z" * 1000000)
         server = next(iter(self.pair.server.service.channels.values()))
         self.assertLessEqual(len(server._waiting_input), 2 * 131072)
+
+    def test_own_answers_are_bounded(self) -> None:
+        """A client that takes no output, but has the menu and the help answer on and on, is held
+        by its window; when it reads again, all goes on."""
+        window = 8192
+        self.pair.server.avatar.channelLookup[b"session"] = partial(
+            SessionChannel, clock=self.pair.clock, localWindow=window
+        )
+        for line, keys in ((b"", b"x\r"), (b"vm1", b"\x1d?")):
+            channel = self.pair.run(line, pty=True, window=10, reads_no_more=True)
+            self.pair.type(channel, keys * 10000)
+            server = list(self.pair.server.service.channels.values())[-1]
+            self.assertTrue(server.held)
+            self.assertLessEqual(20000 - len(channel.buf), 2 * window)
+            self.assertLess(len(server._output), 500)
+            for _ in range(100):
+                self.pair.connection.grant(channel, 1 << 20)
+                self.pair.flush()
+            self.assertEqual(channel.buf, b"")
+            self.assertFalse(server.held)
 
     def test_dead_reader_is_closed(self) -> None:
         """A session whose client takes no output ends some seconds after it is over."""

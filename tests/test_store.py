@@ -28,8 +28,9 @@ from vmconsole import config
 from vmconsole.engine.embedded.database import database_url
 from vmconsole.engine.embedded.keypair import generate_key_pair
 from vmconsole.engine.embedded.store import Store, parse_public_keys
-from vmconsole.engine.keyline import fingerprint, parse_key_line
+from vmconsole.engine.keyline import parse_key_line
 from vmconsole.errors import ConfigError, StoreError
+from vmconsole.publickeys import fingerprint
 
 
 class StoreTestCase(SynchronousTestCase):

@@ -124,6 +124,50 @@ class BrokenPacketTests(SynchronousTestCase):
         self.assertIsNone(pair.client.disconnected)
 
 
+class StalledClientTests(SynchronousTestCase):
+    """Clients that take nothing."""
+
+    def test_last_words_have_a_limit(self) -> None:
+        """A client that does not take our last words is cut off some seconds later."""
+        pair = SSHPair()
+        aborted: list[None] = []
+        pair.server_io.loseConnection = lambda: None
+        pair.server_io.abortConnection = lambda: aborted.append(None)
+        pair.clock.advance(31)
+        self.assertEqual(aborted, [])
+        pair.clock.advance(6)
+        self.assertEqual(aborted, [None])
+
+    def test_gone_in_time(self) -> None:
+        """A client that goes when it is told leaves no timer behind."""
+        pair = SSHPair()
+        pair.advance(31)
+        self.assertEqual(pair.clock.getDelayedCalls(), [])
+
+    def test_no_answers_for_who_does_not_read(self) -> None:
+        """While its TCP connection is full, a client's requests are not even read."""
+        pair = SSHPair()
+        calls: list[str] = []
+        pair.server_io.pauseProducing = lambda: calls.append("pause")
+        pair.server_io.resumeProducing = lambda: calls.append("resume")
+        pair.server.pauseProducing()
+        pair.server.resumeProducing()
+        self.assertEqual(calls, ["pause", "resume"])
+
+    def test_unfinished_key_exchange(self) -> None:
+        """A client that begins a key exchange and then asks on and on is cut off."""
+        pair = SSHPair()
+        pair.login()
+        pair.client.sendKexInit()
+        pair.client._keyExchangeState = pair.client._KEY_EXCHANGE_NONE
+        pair.client.ssh_KEXINIT = lambda packet: None
+        for _ in range(1000):
+            pair.client.sendPacket(80, NS(b"x") + b"\x01")
+        pair.flush()
+        self.assertTrue(pair.server.ending)
+        self.assertLess(len(pair.server._blockedByKeyExchange), 300)
+
+
 class ConnectionTests(SynchronousTestCase):
     """What a user who is logged in may open."""
 

@@ -14,6 +14,11 @@ from twisted.logger import Logger
 from vmconsole.interfaces import ConsoleInfo, User
 from vmconsole.text import printable
 
+# What others choose is quoted: a name with spaces must not look like fields of its own.
+_USER = "user={user!r} user_id={user_id!r} fingerprint={fingerprint} address={address}"
+_SESSION = f"session={{session}} channel={{channel}} {_USER}"
+_PLACE = "vm={vm_name!r} vm_id={vm_id!r} host={host!r}"
+
 
 class Login(msgspec.Struct, frozen=True):
     """One authenticated ssh connection."""
@@ -35,8 +40,7 @@ class Audit:
     def login_accepted(self, login: Login) -> None:
         """A key was verified, and its user let in."""
         self._log.info(
-            "login accepted session={session} user={user} user_id={user_id} "
-            "fingerprint={fingerprint} address={address}",
+            f"login accepted session={{session}} {_USER}",
             event="login_accepted",
             **_identity(login),
         )
@@ -46,7 +50,7 @@ class Audit:
     ) -> None:
         """A connection ended without a login, though one was tried."""
         self._log.info(
-            "login refused session={session} login_name={login_name} "
+            "login refused session={session} login_name={login_name!r} "
             "fingerprints={fingerprints} address={address} reason={reason!r}",
             event="login_refused",
             session=session,
@@ -59,8 +63,7 @@ class Audit:
     def attached(self, login: Login, channel: int, console: ConsoleInfo) -> None:
         """A console was opened. ``channel`` tells the sessions of one connection apart."""
         self._log.info(
-            "attached session={session} channel={channel} user={user} user_id={user_id} "
-            "fingerprint={fingerprint} address={address} vm={vm_name} vm_id={vm_id} host={host}",
+            f"attached {_SESSION} {_PLACE}",
             event="attached",
             channel=channel,
             **_identity(login),
@@ -70,9 +73,7 @@ class Audit:
     def attach_failed(self, login: Login, channel: int, console: ConsoleInfo, reason: str) -> None:
         """A console that the user may open could not be opened."""
         self._log.info(
-            "attach failed session={session} channel={channel} user={user} user_id={user_id} "
-            "fingerprint={fingerprint} address={address} vm={vm_name} vm_id={vm_id} host={host} "
-            "reason={reason!r}",
+            f"attach failed {_SESSION} {_PLACE} reason={{reason!r}}",
             event="attach_failed",
             channel=channel,
             reason=reason,
@@ -93,9 +94,8 @@ class Audit:
     ) -> None:
         """A console was left, or ended. ``bytes_in`` were typed, ``bytes_out`` printed."""
         self._log.info(
-            "detached session={session} channel={channel} user={user} user_id={user_id} "
-            "fingerprint={fingerprint} address={address} vm={vm_name} vm_id={vm_id} host={host} "
-            "bytes_in={bytes_in} bytes_out={bytes_out} seconds={seconds:.1f} reason={reason!r}",
+            f"detached {_SESSION} {_PLACE} bytes_in={{bytes_in}} bytes_out={{bytes_out}} "
+            "seconds={seconds:.1f} reason={reason!r}",
             event="detached",
             channel=channel,
             bytes_in=bytes_in,

@@ -23,7 +23,8 @@ from vmconsole.engine.embedded.service import EmbeddedEngine
 from vmconsole.engine.http import make_engine_client
 from vmconsole.errors import ConfigError, VMConsoleError
 from vmconsole.hypervisor.libvirt_host import HostPool
-from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker, fingerprint
+from vmconsole.publickeys import fingerprint
+from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.factory import ConsoleSSHFactory, load_host_keys
 

@@ -37,7 +37,7 @@ class LoginTests(FunctionalTestCase):
         )
         await self.refused(key)
         await self.site.log(
-            rb"login refused session=\w+ login_name=vmproxy fingerprints=\['SHA256:[^']+'\] "
+            rb"login refused session=\w+ login_name='vmproxy' fingerprints=\['SHA256:[^']+'\] "
             rb"address=127\.0\.0\.1 reason='the engine knows no user with this key'"
         )
         await self.others_are_served()

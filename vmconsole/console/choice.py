@@ -42,9 +42,9 @@ def by_text(consoles: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:
         return by_name(consoles, text)
     except NoSuchConsole:
         beginning = [
-            console
-            for console in consoles
-            if text and (console.vm_name.startswith(text) or console.vm_id.startswith(text))
+            vm
+            for vm in consoles
+            if text and (vm.vm_name.startswith(text) or vm.vm_id.lower().startswith(text.lower()))
         ]
         return _only(beginning, text)
 

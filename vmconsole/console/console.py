@@ -207,8 +207,8 @@ class ConsolePool(Service):
         console = Console(info)
         attachment = console.attachment = Attachment(console, protocol, self._backlog)
         self._holders[info.vm_id] = _Holder(holder, self._clock.seconds(), console)
-        endpoint = cast(IStreamClientEndpoint, self._endpoints.console_endpoint(info))
         try:
+            endpoint = cast(IStreamClientEndpoint, self._endpoints.console_endpoint(info))
             await connectProtocol(endpoint, console)
         except BaseException:
             del self._holders[info.vm_id]

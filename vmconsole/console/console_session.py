@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from vmconsole.console.console import Attachment, ConsolePool
 from vmconsole.console.escape import Command, EscapeScanner, escape_name
+from vmconsole.errors import ConsoleError
 from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
 
@@ -96,10 +97,12 @@ class ConsoleSession(Protocol):
         self._left = ""
 
     async def open(self, holder: str) -> Attachment:
-        """Open the console and join it to the channel. Raises ConsoleError, and CancelledError
-        when the user gave up meanwhile, or the channel closed."""
+        """Open the console and join it to the channel.
+
+        Raises ConsoleError, also when the user gave up meanwhile, or the channel closed.
+        """
         if self._left:
-            raise CancelledError
+            raise ConsoleError(self._left)
         self._screen = Screen(cast(IConsumer, self.transport), self._opened)
         self._connecting = Deferred.fromCoroutine(
             self._pool.attach(self._info, holder, self._screen)
@@ -107,6 +110,10 @@ class ConsoleSession(Protocol):
         slow = self._clock.callLater(CONNECTING_AFTER, self._tell_connecting)
         try:
             return await self._connecting
+        except CancelledError:
+            if self._left:
+                raise ConsoleError(self._left) from None
+            raise
         finally:
             self._connecting = None
             if slow.active():
@@ -134,7 +141,8 @@ class ConsoleSession(Protocol):
             if isinstance(item, bytes):
                 self._type(item)
             elif item is Command.LEAVE:
-                self._leave(f"You left {self._name}.")
+                did = "gave up" if self._attachment is None else "left"
+                self._leave(f"You {did} {self._name}.")
                 return
             else:
                 self._tell_help()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
@@ -18,6 +19,8 @@ from vmconsole.text import printable
 PROMPT = "> "
 # More than anybody types; longer input rings the bell.
 _LONGEST_LINE = 300
+# What may end an answer; in UTF-8 these bytes are part of no other character.
+_END_OF_ANSWER = re.compile(rb"[\r\n\x03\x04]")
 
 
 class Menu:
@@ -64,7 +67,7 @@ class MenuProtocol(Protocol):
         self._skipping = ""
         self._answer: tuple[ConsoleInfo | None] | None = None
         self.rest = b""
-        """What came after the answer: typed ahead, for the console."""
+        """The bytes after the answer: typed ahead, for the console."""
         self.chosen: Deferred[ConsoleInfo | None] = Deferred()
 
     def connectionMade(self) -> None:
@@ -73,13 +76,16 @@ class MenuProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """The user typed."""
-        text = self._decoder.decode(data)
-        for at, char in enumerate(text):
-            self._typed(char)
-            if self._answer is not None:
-                self.rest = text[at + 1 :].encode("utf-8", "replace")
-                self._finish(*self._answer)
-                return
+        at = 0
+        while at < len(data) and self._answer is None:
+            end = _END_OF_ANSWER.search(data, at)
+            piece = data[at : end.end()] if end else data[at:]
+            at += len(piece)
+            for char in self._decoder.decode(piece):
+                self._typed(char)
+        if self._answer is not None:
+            self.rest = data[at:]
+            self._finish(*self._answer)
 
     def readConnectionLost(self) -> None:
         """The client's input ended."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from vmconsole.engine.keyline import fingerprint
 from vmconsole.errors import EngineError
 from vmconsole.interfaces import AuthorizedKey, IEngine, User
+from vmconsole.publickeys import fingerprint
 from vmconsole.text import printable
 
 # Strangers' keys must not make us ask more often than this, in seconds.

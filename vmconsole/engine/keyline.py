@@ -5,23 +5,12 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64encode
-from hashlib import sha256
 
 import msgspec
 
+from vmconsole.publickeys import KEY_TYPES
 from vmconsole.text import printable
 
-KEY_TYPES = frozenset(
-    {
-        "ssh-ed25519",
-        "ssh-rsa",
-        "ecdsa-sha2-nistp256",
-        "ecdsa-sha2-nistp384",
-        "ecdsa-sha2-nistp521",
-        "sk-ssh-ed25519@openssh.com",
-        "sk-ecdsa-sha2-nistp256@openssh.com",
-    }
-)
 # They ask for less than what holds here for everybody.
 _HARMLESS_OPTIONS = frozenset(
     {
@@ -70,11 +59,6 @@ def parse_key_line(line: str) -> KeyLine:
     if key.type not in KEY_TYPES:
         raise ValueError(f"its type {printable(key.type, 40)} is not accepted")
     return key
-
-
-def fingerprint(blob: bytes) -> str:
-    """As ``ssh-keygen -l`` shows it: SHA256 and base64."""
-    return "SHA256:" + b64encode(sha256(blob).digest()).decode().rstrip("=")
 
 
 def _bare_key(line: str) -> KeyLine | None:

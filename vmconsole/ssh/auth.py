@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -28,6 +26,7 @@ from zope.interface import Interface, implementer
 from vmconsole.audit import Login
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import User
+from vmconsole.publickeys import KEY_TYPES, RSA_BITS, fingerprint
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.session import SessionChannel
@@ -39,26 +38,15 @@ if TYPE_CHECKING:
 MSG_USERAUTH_BANNER = 53  # RFC 4252, section 5.4; Conch does not know it
 _USER_PRESENT = 0x01
 _UNPARSABLE = (BadKeyError, ValueError, LookupError, struct.error)
-_MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 16384
 # Requests that a client may send before the first is answered (RFC 4252, section 5.1).
 _MAX_WAITING = 16
 
-# Signature algorithm -> the type of key that makes such signatures.
+# Signature algorithm -> the type of key that makes such signatures: never RSA with SHA-1.
 USER_KEY_ALGORITHMS = {
-    b"ssh-ed25519": b"ssh-ed25519",
-    b"sk-ssh-ed25519@openssh.com": b"sk-ssh-ed25519@openssh.com",
-    b"ecdsa-sha2-nistp256": b"ecdsa-sha2-nistp256",
-    b"ecdsa-sha2-nistp384": b"ecdsa-sha2-nistp384",
-    b"ecdsa-sha2-nistp521": b"ecdsa-sha2-nistp521",
-    b"sk-ecdsa-sha2-nistp256@openssh.com": b"sk-ecdsa-sha2-nistp256@openssh.com",
+    **{kind.encode(): kind.encode() for kind in sorted(KEY_TYPES - {"ssh-rsa"})},
     b"rsa-sha2-512": b"ssh-rsa",
     b"rsa-sha2-256": b"ssh-rsa",
 }
-
-
-def fingerprint(blob: bytes) -> str:
-    """``SHA256:...`` of a public key's blob, as ssh-keygen -l shows it."""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 class Connection(msgspec.Struct, frozen=True):
@@ -117,8 +105,8 @@ def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
         raise UnauthorizedLogin("the key cannot be parsed") from error
     if key.sshType() != key_type:
         raise UnauthorizedLogin("the key is not of the type that its algorithm names")
-    if key_type == b"ssh-rsa" and not _MIN_RSA_BITS <= key.size() <= _MAX_RSA_BITS:
-        raise UnauthorizedLogin(f"RSA keys have {_MIN_RSA_BITS} to {_MAX_RSA_BITS} bits here")
+    if key_type == b"ssh-rsa" and key.size() not in RSA_BITS:
+        raise UnauthorizedLogin(f"RSA keys have {RSA_BITS[0]} to {RSA_BITS[-1]} bits here")
     return key
 
 
@@ -197,9 +185,10 @@ class UserAuth(userauth.SSHUserAuthServer):
     log = Logger()
 
     def serviceStarted(self) -> None:
-        """The grace period runs in the transport, since the TCP accept."""
+        """Conch's timer of ten hours is not wanted: the grace period runs in the transport."""
         self.clock = self.transport.factory.clock
         super().serviceStarted()
+        # Only cancels that timer.
         super().serviceStopped()
         if self.transport.factory.banner:
             self.tell(self.transport.factory.banner)
@@ -229,10 +218,15 @@ class UserAuth(userauth.SSHUserAuthServer):
     async def _answer(self, packet: bytes) -> None:
         self.transport.tries.waiting -= 1
         # After a success, or a disconnect, what was pipelined behind it is void.
-        if self.transport.service is self and not self.transport.ending:
-            answered = super().ssh_USERAUTH_REQUEST(packet)
-            if answered is not None:
-                await answered
+        if self.transport.service is not self or self.transport.ending:
+            return
+        name = getNS(packet)[0]
+        self.transport.tries.name = name.decode("utf-8", "backslashreplace")
+        if name not in self.transport.factory.user_names:
+            self.tell(_wrong_name(self.transport.factory.user_names))
+        answered = super().ssh_USERAUTH_REQUEST(packet)
+        if answered is not None:
+            await answered
 
     def auth_publickey(self, packet: bytes) -> Deferred[Any]:
         """Section 7. Queries and signatures are counted apart: agents offer many keys."""
@@ -245,7 +239,10 @@ class UserAuth(userauth.SSHUserAuthServer):
         except _UNPARSABLE as error:
             tries.refusal = "the request cannot be parsed"
             raise UnauthorizedLogin(tries.refusal) from error
-        tries.name = credentials.username.decode("utf-8", "backslashreplace")
+        if self.nextService != b"ssh-connection":
+            # Else somebody would be logged in, and then refused the service.
+            tries.refusal = "another service than ssh-connection was asked for"
+            raise UnauthorizedLogin(tries.refusal)
         shown = fingerprint(credentials.blob)
         tries.note_key(shown)
         self._count(credentials.signature is not None)
@@ -255,12 +252,10 @@ class UserAuth(userauth.SSHUserAuthServer):
         except ValidPublicKey:
             algorithm_and_blob = NS(credentials.algName) + NS(credentials.blob)
             self.transport.sendPacket(userauth.MSG_USERAUTH_PK_OK, algorithm_and_blob)
+            tries.refusal = "a known key was offered, and not used"
             raise IgnoreAuthentication from None
         except UnauthorizedLogin as refusal:
             tries.refusal = str(refusal)
-            names = self.transport.factory.user_names
-            if credentials.username not in names:
-                self.tell(_wrong_name(names))
             raise
         except EngineError as error:
             tries.refusal = str(error)

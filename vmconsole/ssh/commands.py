@@ -38,6 +38,10 @@ vmconsole {version}: the serial consoles of your VMs.
 """
 
 
+# Bytes; shlex takes time that grows with the square of a word's length.
+_LONGEST_LINE = 4096
+
+
 class CommandSyntaxError(VMConsoleError):
     """The command line makes no sense; the text says what would."""
 
@@ -50,9 +54,9 @@ class Request(msgspec.Struct, frozen=True):
     """A parsed command line."""
 
     verb: str = "connect"
-    vm: str = ""
-    vm_id: str = ""
-    vm_name: str = ""
+    vm: str | None = None
+    vm_id: str | None = None
+    vm_name: str | None = None
     format: str = "plain"
 
 
@@ -71,9 +75,16 @@ def _make_parser() -> argparse.ArgumentParser:
     listing.add_argument("--format", choices=("plain", "json"), default="plain")
     connect = verbs.add_parser("connect", add_help=False, allow_abbrev=False)
     one = connect.add_mutually_exclusive_group()
-    one.add_argument("--vm-id", default="")
-    one.add_argument("--vm-name", default="")
+    one.add_argument("--vm-id", type=_not_empty)
+    one.add_argument("--vm-name", type=_not_empty)
     return parser
+
+
+def _not_empty(text: str) -> str:
+    # A script's unset variable must not open the only VM that there is.
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 _VERBS = ("help", "info", "list", "connect")
@@ -81,6 +92,8 @@ _VERBS = ("help", "info", "list", "connect")
 
 def parse(line: bytes) -> Request:
     """What the user's command line asks for. Raises CommandSyntaxError."""
+    if len(line) > _LONGEST_LINE:
+        raise CommandSyntaxError(f"The command line has more than {_LONGEST_LINE} bytes.")
     try:
         words = shlex.split(line.decode("utf-8", "replace"))
     except ValueError as error:
@@ -90,13 +103,14 @@ def parse(line: bytes) -> Request:
         words = words[1:]
     if not words:
         return Request()
-    if words[0] in ("--help", "-h"):
+    if words[0] == "help" or "--help" in words or "-h" in words:
         return Request(verb="help")
     if words[0] in _VERBS:
         return Request(**vars(_make_parser().parse_args(words)))
-    if len(words) > 1 or words[0].startswith("-"):
+    if len(words) > 1 or not words[0] or words[0].startswith("-"):
         raise CommandSyntaxError(
-            f"{printable(words[0])} is no command. `help` tells what can be said."
+            f"{printable(words[0]) or 'An empty word'} is no command. `help` tells what can be "
+            "said."
         )
     return Request(vm=words[0])
 
@@ -187,7 +201,7 @@ class Commands:
                 "ssh is no terminal)."
             )
         consoles = await self._engine.consoles(login.user.id)
-        if not (request.vm or request.vm_id or request.vm_name):
+        if request.vm is request.vm_id is request.vm_name is None:
             return await self._choose(channel, login, consoles)
         try:
             console = _find(consoles, request)
@@ -228,25 +242,29 @@ class Commands:
             raise
         started = self._clock.seconds()
         self._audit.attached(login, number, console)
-        reason = await session.ended()
-        self._audit.detached(
-            login,
-            number,
-            console,
-            bytes_in=attachment.bytes_in,
-            bytes_out=attachment.bytes_out,
-            seconds=self._clock.seconds() - started,
-            reason=reason,
-        )
+        reason = "The session was cancelled."
+        try:
+            reason = await session.ended()
+        finally:
+            attachment.loseConnection()
+            self._audit.detached(
+                login,
+                number,
+                console,
+                bytes_in=attachment.bytes_in,
+                bytes_out=attachment.bytes_out,
+                seconds=self._clock.seconds() - started,
+                reason=reason,
+            )
         return 0
 
 
 def _find(consoles: Sequence[ConsoleInfo], request: Request) -> ConsoleInfo:
-    if request.vm_id:
+    if request.vm_id is not None:
         return by_id(consoles, request.vm_id)
-    if request.vm_name:
+    if request.vm_name is not None:
         return by_name(consoles, request.vm_name)
-    return by_text(consoles, request.vm)
+    return by_text(consoles, request.vm or "")
 
 
 def _print(channel: SessionChannel, text: str) -> None:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 # Seconds that a client has to take the rest of the output once a session is over.
 LAST_OUTPUT = 5.0
+# Bytes of output that wait for the client, above which its input is held, too: what answers each
+# key (the menu, the help) must not pile up.
+MAX_WAITING_OUTPUT = 65536
+_JOINED = 4096
 _MAX_PACKET = 32768
 _STDOUT = 0
 
@@ -55,15 +59,16 @@ class SessionChannel(channel.SSHChannel):
         self.remoteMaxPacket = max(1, min(self.remoteMaxPacket, _MAX_PACKET))
         self.terminal: str | None = None
         """The client's TERM; None: it did not ask for a pty."""
-        self.held = False
-        """While true, the connection does not reopen the client's window."""
         self._clock = clock
         self._protocol: IProtocol | None = None
         self._waiting_input = bytearray()
         self._input_ended = False
+        self._input_paused = False
         self._output: deque[tuple[int, bytes]] = deque()
+        self._waiting_output = 0
         self._producer: IPushProducer | None = None
         self._producer_paused = False
+        # First the call that will start it, then its Deferred; both can be cancelled.
         self._command: Any = None
         self._exit_status: int | None = None
         self._last_output: IDelayedCall | None = None
@@ -112,7 +117,7 @@ class SessionChannel(channel.SSHChannel):
         self._command.addCallbacks(self.exit, self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        # Only a cancelled command ends like this: the channel is closed already.
+        # Only a command that is cancelled ends like this, when the channel is closed.
         self.exit(1)
 
     # --- from the client
@@ -171,15 +176,22 @@ class SessionChannel(channel.SSHChannel):
 
     def pauseProducing(self) -> None:
         """Take no more input than the client's window has room for."""
-        self.held = True
+        self._input_paused = True
 
     def resumeProducing(self) -> None:
         """Take input again."""
-        if self.held:
-            self.held = False
-            used = self.localWindowSize - self.localWindowLeft
-            if used >= self.localWindowSize // 2:
-                self.conn.adjustWindow(self, used)
+        self._input_paused = False
+        self._reopen_window()
+
+    @property
+    def held(self) -> bool:
+        """While true, the connection does not reopen the client's window."""
+        return self._input_paused or self._waiting_output > MAX_WAITING_OUTPUT
+
+    def _reopen_window(self) -> None:
+        used = self.localWindowSize - self.localWindowLeft
+        if used >= self.localWindowSize // 2 and not self.held:
+            self.conn.adjustWindow(self, used)
 
     def stopProducing(self) -> None:
         """The guest is gone: input may as well flow, it is dropped."""
@@ -237,6 +249,7 @@ class SessionChannel(channel.SSHChannel):
             size = min(len(data), self.remoteWindowLeft, self.remoteMaxPacket)
             if size < len(data):
                 self._output.appendleft((kind, data[size:]))
+            self._waiting_output -= size
             self.remoteWindowLeft -= size
             if kind == _STDOUT:
                 self.conn.sendData(self, data[:size])
@@ -244,7 +257,9 @@ class SessionChannel(channel.SSHChannel):
                 self.conn.sendExtendedData(self, kind, data[:size])
         if not self._output and self._exit_status is not None:
             self._close()
-        elif self._producer is not None:
+            return
+        self._reopen_window()
+        if self._producer is not None:
             held = bool(self._output) or not self._may_send()
             if held != self._producer_paused:
                 self._producer_paused = held
@@ -255,6 +270,9 @@ class SessionChannel(channel.SSHChannel):
 
     def _put(self, kind: int, data: bytes) -> None:
         if data and not self.localClosed:
+            self._waiting_output += len(data)
+            if self._output and self._output[-1][0] == kind and len(self._output[-1][1]) < _JOINED:
+                data = self._output.pop()[1] + data
             self._output.append((kind, data))
             self.flush()
 
@@ -267,7 +285,6 @@ class SessionChannel(channel.SSHChannel):
         if self._last_output is not None and self._last_output.active():
             self._last_output.cancel()
         self._output.clear()
-        self.part()
         if self._exit_status is not None and not self.remoteClosed:
             self.conn.sendRequest(self, b"exit-status", struct.pack(">L", self._exit_status))
             self.conn.sendEOF(self)

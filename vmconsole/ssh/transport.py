@@ -26,6 +26,35 @@ if TYPE_CHECKING:
     from vmconsole.ssh.factory import ConsoleSSHFactory
 
 
+# In order of preference. Nothing here uses SHA-1, CBC or DSA.
+KEX = (b"mlkem768x25519-sha256", b"curve25519-sha256", b"curve25519-sha256@libssh.org")
+CIPHERS = (b"aes256-ctr", b"aes128-ctr")
+MACS = (b"hmac-sha2-256", b"hmac-sha2-512")
+HOST_KEY_ALGORITHMS = (b"ssh-ed25519", b"rsa-sha2-512", b"rsa-sha2-256")
+# Also sound, for a site whose clients need them: taken when configured, not offered otherwise.
+_MORE_KEX = (b"ecdh-sha2-nistp256", b"ecdh-sha2-nistp384", b"ecdh-sha2-nistp521")
+_MORE_CIPHERS = (b"aes192-ctr",)
+_MORE_MACS = (b"hmac-sha2-384",)
+
+# What Conch raises for unknown channels, short packets, undecodable strings, bad key shares.
+_CLIENTS_DOING = (LookupError, ValueError, TypeError, struct.error, ConchError)
+
+# RFC 4253, section 6.1: what every implementation must take. More, before login, is an attack.
+MAX_PACKET_BEFORE_LOGIN = 35000
+_FINGERPRINTS_KEPT = 16
+# Answers that wait for the end of a key exchange; guest output waits elsewhere.
+_MAX_BLOCKED = 256
+# Seconds that a client has to take our last words.
+LAST_WORDS = 5.0
+
+_ALLOWED = {
+    "kex": (KEX, _MORE_KEX),
+    "ciphers": (CIPHERS, _MORE_CIPHERS),
+    "macs": (MACS, _MORE_MACS),
+    "host_key_algorithms": (HOST_KEY_ALGORITHMS, ()),
+}
+
+
 class Tries:
     """What was tried before the login. It outlives a userauth service that is asked for twice."""
 
@@ -43,31 +72,6 @@ class Tries:
         """Remember a key's fingerprint for the audit."""
         if shown not in self.fingerprints and len(self.fingerprints) < _FINGERPRINTS_KEPT:
             self.fingerprints.append(shown)
-
-
-# In order of preference. Nothing here uses SHA-1, CBC or DSA.
-KEX = (b"mlkem768x25519-sha256", b"curve25519-sha256", b"curve25519-sha256@libssh.org")
-CIPHERS = (b"aes256-ctr", b"aes128-ctr")
-MACS = (b"hmac-sha2-256", b"hmac-sha2-512")
-HOST_KEY_ALGORITHMS = (b"ssh-ed25519", b"rsa-sha2-512", b"rsa-sha2-256")
-# Also sound, for a site whose clients need them: taken when configured, not offered otherwise.
-_MORE_KEX = (b"ecdh-sha2-nistp256", b"ecdh-sha2-nistp384", b"ecdh-sha2-nistp521")
-_MORE_CIPHERS = (b"aes192-ctr",)
-_MORE_MACS = (b"hmac-sha2-384",)
-
-# What Conch raises for unknown channels, short packets, undecodable strings, bad key shares.
-_CLIENTS_DOING = (LookupError, ValueError, TypeError, struct.error, ConchError)
-
-# RFC 4253, section 6.1: what every implementation must take. More, before login, is an attack.
-MAX_PACKET_BEFORE_LOGIN = 35000
-_FINGERPRINTS_KEPT = 16
-
-_ALLOWED = {
-    "kex": (KEX, _MORE_KEX),
-    "ciphers": (CIPHERS, _MORE_CIPHERS),
-    "macs": (MACS, _MORE_MACS),
-    "host_key_algorithms": (HOST_KEY_ALGORITHMS, ()),
-}
 
 
 def choose_algorithms(kind: str, configured: Sequence[str]) -> list[bytes]:
@@ -103,7 +107,9 @@ class ConsoleTransport(transport.SSHServerTransport):
     log = Logger()
     _grace: IDelayedCall | None = None
     _login: Login | None = None
+    _goodbye: IDelayedCall | None = None
     ending = False
+    """Set once the connection is being closed: what still comes in is void."""
     _tcp_takes_output = True
 
     def connectionMade(self) -> None:
@@ -132,6 +138,8 @@ class ConsoleTransport(transport.SSHServerTransport):
         """The client is gone; its channels end."""
         self.ending = True
         self._stop_grace()
+        if self._goodbye is not None and self._goodbye.active():
+            self._goodbye.cancel()
         if self._login is None and self.tries.name:
             self.factory.audit.login_refused(
                 self.session_id,
@@ -159,6 +167,9 @@ class ConsoleTransport(transport.SSHServerTransport):
         if self._login is None and len(payload) > MAX_PACKET_BEFORE_LOGIN:
             self._protocol_error("a packet before login is too large")
             return
+        if len(self._blockedByKeyExchange or ()) > _MAX_BLOCKED:
+            self._protocol_error("too many requests during a key exchange")
+            return
         try:
             super().dispatchMessage(messageNum, payload)
         except Exception:
@@ -176,11 +187,12 @@ class ConsoleTransport(transport.SSHServerTransport):
         """The client says that it goes, and why; going is no error."""
 
     def sendDisconnect(self, reason: int, desc: bytes) -> None:
-        """Say why, and close; what is still to be written must not wait for a stalled client."""
+        """Say why, and close: some seconds later also to a client that does not take it."""
         if not self.ending:
             self.ending = True
             super().sendDisconnect(reason, desc)
             self.transport.unregisterProducer()
+            self._goodbye = self.factory.clock.callLater(LAST_WORDS, self.transport.abortConnection)
 
     def sendExtInfo(self, extensions: Sequence[tuple[bytes, bytes]]) -> None:
         """RFC 8308: tell which keys users may log in with, not which host keys we have."""
@@ -195,12 +207,14 @@ class ConsoleTransport(transport.SSHServerTransport):
         return self._tcp_takes_output and not exchanging and not self.ending
 
     def pauseProducing(self) -> None:
-        """The TCP connection is full."""
+        """The TCP connection is full: whoever reads nothing gets no answers to more requests."""
         self._tcp_takes_output = False
+        self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The TCP connection takes bytes again."""
         self._tcp_takes_output = True
+        self.transport.resumeProducing()
         self._flush_channels()
 
     def stopProducing(self) -> None:

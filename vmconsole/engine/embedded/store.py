@@ -20,15 +20,15 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from sqlalchemy import Connection, delete, insert, select
 
 from vmconsole.engine.embedded.database import Database, grants, hosts, keys, users
-from vmconsole.engine.keyline import KeyLine, fingerprint, parse_key_line
+from vmconsole.engine.keyline import KeyLine, parse_key_line
 from vmconsole.errors import StoreError
 from vmconsole.interfaces import Role
+from vmconsole.publickeys import RSA_BITS, fingerprint
 from vmconsole.text import printable
 
 _USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # It stands in URIs and in file names of others: no slash, no @, no leading dash.
 _HOST_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}")
-_RSA_BITS = range(2048, 16385)
 _MAX_LINE = 16384
 _MAX_PATTERN = 255
 _PRIVATE_KEY = re.compile("PRIVATE KEY|PuTTY-User-Key-File", re.IGNORECASE)
@@ -274,9 +274,9 @@ def _parse_public_key(at: int, line: str) -> KeyLine:
         if not key.comment.isprintable():
             raise ValueError("its comment has control characters")
         public = load_ssh_public_key(f"{key.type} {str(key).split()[1]}".encode())
-        if isinstance(public, rsa.RSAPublicKey) and public.key_size not in _RSA_BITS:
+        if isinstance(public, rsa.RSAPublicKey) and public.key_size not in RSA_BITS:
             raise ValueError(
-                f"an RSA key needs {_RSA_BITS[0]} to {_RSA_BITS[-1]} bits, "
+                f"an RSA key needs {RSA_BITS[0]} to {RSA_BITS[-1]} bits, "
                 f"and this one has {public.key_size}"
             )
     except UnsupportedAlgorithm:

@@ -1,0 +1,25 @@
+"""Which public keys may log in here, and what they are called."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import sha256
+
+KEY_TYPES = frozenset(
+    {
+        "ssh-ed25519",
+        "ssh-rsa",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "sk-ssh-ed25519@openssh.com",
+        "sk-ecdsa-sha2-nistp256@openssh.com",
+    }
+)
+# Sizes of RSA keys that are taken from users, in bits.
+RSA_BITS = range(2048, 16385)
+
+
+def fingerprint(blob: bytes) -> str:
+    """``SHA256:...`` of a key's blob (RFC 4253, section 6.6), as ssh-keygen -l shows it."""
+    return "SHA256:" + b64encode(sha256(blob).digest()).decode().rstrip("=")
