@@ -153,6 +153,16 @@ class UsageTests(CliTestCase):
         self.assertEqual(generated.stderr, "")
         load_ssh_private_key(generated.stdout.encode(), None)
         with open("/dev/full", "wb") as full:
+            listing = subprocess.run(
+                [*start, "user", "list"],
+                env=environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            self.assertEqual(listing.returncode, 1)
+            self.assertIn("ERROR: The output cannot be written: No space left", listing.stderr)
             failed = subprocess.run(
                 [*start, "key", "generate", "alice"],
                 env=environment,

@@ -81,6 +81,8 @@ class HostKeyTests(SynchronousTestCase):
     def test_cannot_be_made(self) -> None:
         """A state directory that cannot be written to is told."""
         self.state.write_text("a file")
+        self.assertIn("cannot be read: Not a directory", self.refused("ed25519"))
+        self.state = Path("/proc/nowhere")
         self.assertIn("cannot be made", self.refused("ed25519"))
 
     def test_a_killed_start(self) -> None:

@@ -15,7 +15,8 @@ PARTS = {
     "engine": set(),
     "hypervisor": set(),
     "console": set(),
-    "cli": {"ssh", "engine", "hypervisor"},
+    "check": {"ssh", "engine", "hypervisor"},
+    "cli": {"check", "engine", "hypervisor"},
     "tap": {"ssh", "engine", "hypervisor", "console"},
 }
 COMMON = {"", "audit", "config", "errors", "interfaces", "pki", "publickeys", "text"}

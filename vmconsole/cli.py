@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import click
 
+from vmconsole.check import check as check_configuration
 from vmconsole.config import Config, default_path, load
-from vmconsole.engine.check import Finding, check_engine
 from vmconsole.engine.embedded.database import database_url
 from vmconsole.engine.embedded.keypair import generate_key_pair
 from vmconsole.engine.embedded.store import HostRecord, Store
@@ -26,7 +27,6 @@ from vmconsole.hypervisor.libvirt_domains import list_domains
 from vmconsole.hypervisor.libvirt_errors import host_unreachable
 from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.interfaces import Domain
-from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys
 from vmconsole.text import printable
 
 P = ParamSpec("P")
@@ -45,6 +45,18 @@ class _Group(click.Group):
         except VMConsoleError as error:
             click.echo(f"ERROR: {error}", err=True)
             ctx.exit(1)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _drop_output()
+            click.echo(f"ERROR: The output cannot be written: {error.strerror}.", err=True)
+            ctx.exit(1)
+
+
+def _drop_output() -> None:
+    # What is still buffered would fail again at Python's exit, with a status of its own.
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _with_config(command: Callable[Concatenate[Config, P], R]) -> Callable[P, R]:
@@ -106,36 +118,12 @@ def main() -> None:
 @_with_config
 def check(config: Config) -> None:
     """Tell what is wrong with the configuration. Exit status 1: something is."""
-    now = datetime.now(UTC)
-    findings = [*check_engine(config, now), *_check_ssh(config), *_check_hosts(config)]
+    findings = list(check_configuration(config, datetime.now(UTC)))
     for finding in findings:
         click.echo(f"{'ERROR' if finding.fatal else 'WARNING'}: {finding.text}", err=True)
     if any(finding.fatal for finding in findings):
         raise click.exceptions.Exit(1)
     click.echo("The configuration is good.")
-
-
-def _check_ssh(config: Config) -> Iterator[Finding]:
-    if not config.ssh.listen:
-        return
-    try:
-        host_keys = load_host_keys(config, make_missing=False)
-        choose_all_algorithms(config.ssh, host_keys)
-    except ConfigError as error:
-        yield Finding(str(error))
-
-
-def _check_hosts(config: Config) -> Iterator[Finding]:
-    for name in (*config.hosts.overrides, "host.example.com"):
-        try:
-            _uri(HostRecord(name, ""), config)
-        except ConfigError as error:
-            yield Finding(f"hosts: {error}")
-    if config.hosts.pki:
-        for name in ("cacert.pem", "clientcert.pem", "clientkey.pem"):
-            path = Path(config.hosts.pki, name)
-            if not os.access(path, os.R_OK):
-                yield Finding(f"hosts.pki: {path} cannot be read.")
 
 
 @main.group()
@@ -196,11 +184,14 @@ def key_generate(store: Store, user: str, kind: Literal["ed25519", "rsa"]) -> No
 
     For example: (umask 077; vmconsole key generate alice > alice.key)
     """
+    if sys.stdout is None:
+        raise StoreError("Standard output is closed: nobody would have the private key.")
     pair = generate_key_pair(kind)
     [record] = store.add_keys(user, f"{pair.public} {user}")
     try:
         click.echo(pair.private, nl=False)
     except OSError as error:
+        _drop_output()
         # A key that nobody has is of no use.
         store.remove_key(record.fingerprint)
         raise StoreError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,7 +119,10 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}.") from error
-    directory = Path(config.state.directory or _default_state(environ)).expanduser().absolute()
+    try:
+        directory = Path(config.state.directory or _default_state(environ)).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: state.directory: {error}") from error
     pki = config.hosts.pki and str(directory / config.hosts.pki)
     config = msgspec.structs.replace(
         config,
@@ -160,9 +163,9 @@ def _check(config: Config) -> None:
         "limits.sessions_per_connection": config.limits.sessions_per_connection,
     }
     for key, value in positive.items():
-        if value <= 0:
+        if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key} = {value}: it must be greater than 0.")
-    if config.engine.cache_ttl < 0:
+    if not (config.engine.cache_ttl >= 0 and math.isfinite(config.engine.cache_ttl)):
         raise ConfigError(f"engine.cache_ttl = {config.engine.cache_ttl}: 0 is the least.")
     if config.ssh.listen and not config.ssh.users:
         raise ConfigError("ssh.users is empty: nobody could log in. Name at least one.")
@@ -182,4 +185,11 @@ def default_path(environ: Mapping[str, str]) -> Path | None:
     if named:
         return Path(named)
     usual = Path("/etc/vmconsole/vmconsole.toml")
-    return usual if os.access(usual, os.F_OK) else None
+    try:
+        usual.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        # It is there, perhaps, and not for us: that is for `load` to tell.
+        pass
+    return usual

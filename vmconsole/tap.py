@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from twisted.application import strports
+from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import IService, MultiService
 from twisted.cred.portal import Portal
+from twisted.internet.defer import CancelledError, succeed
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from vmconsole import __version__, config
 from vmconsole.audit import Audit
@@ -26,7 +28,7 @@ from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.publickeys import fingerprint
 from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
 from vmconsole.ssh.commands import Commands
-from vmconsole.ssh.factory import ConsoleSSHFactory, load_host_keys
+from vmconsole.ssh.factory import ConsoleSSHFactory, load_host_keys, make_endpoint
 
 
 class Options(usage.Options):
@@ -62,10 +64,18 @@ class ConsoleProxy(MultiService):
     name = "vmconsole"
     _log = Logger()
 
-    def __init__(self, loaded: config.Config, factory: ConsoleSSHFactory) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        loaded: config.Config,
+        factory: ConsoleSSHFactory,
+        embedded: EmbeddedEngine | None,
+    ) -> None:
         super().__init__()
+        self._reactor = reactor
         self._config = loaded
         self._factory = factory
+        self._embedded = embedded
 
     def privilegedStartService(self) -> None:
         """Read or make the host keys, and take the ports."""
@@ -74,11 +84,24 @@ class ConsoleProxy(MultiService):
     def startService(self) -> None:
         """Start the parts."""
         self._start(super().startService)
+        ready = self._embedded.ready() if self._embedded else succeed(None)
+        ready.addCallbacks(self._say_ready, self._engine_failed)
+
+    def _say_ready(self, _result: object) -> None:
         self._log.info(
             "vmconsole {version} is ready: ssh on {listen}",
             version=__version__,
             listen=", ".join(self._config.ssh.listen) or "nothing (an engine alone)",
         )
+
+    def _engine_failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError) or not self.running:
+            return
+        text = f"the embedded engine did not start: {failure.getErrorMessage()}"
+        self._log.critical("{text} The proxy ends.", text=text)
+        # A service manager has to see that it failed, and twistd's own status would be 0.
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+        self._reactor.stop()
 
     def _prepare(self) -> None:
         allowed = raise_open_files()
@@ -100,6 +123,8 @@ class ConsoleProxy(MultiService):
             start()
         except VMConsoleError as error:
             self._give_up(str(error))
+        except (OSError, OverflowError) as error:
+            self._give_up(f"cannot listen: {error}. See ssh.listen.")
         except CannotListenError as error:
             self._give_up(
                 f"cannot listen on {error.interface or 'any address'}, port {error.port}: "
@@ -153,18 +178,14 @@ def make_proxy(
     portal = Portal(realm, [EngineKeyChecker(keys.lookup, loaded.ssh.users)])
     factory = ConsoleSSHFactory(portal, loaded, audit, reactor, random)
 
-    proxy = ConsoleProxy(loaded, factory)
+    proxy = ConsoleProxy(reactor, loaded, factory, embedded)
     # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts.
     for part in (hosts, embedded, consoles):
         if part is not None:
             part.setServiceParent(proxy)
     for description in loaded.ssh.listen:
-        try:
-            port = strports.service(description, factory, reactor=reactor)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"ssh.listen: {description!r} is no Twisted endpoint (tcp:2222, "
-                f"tcp:2222:interface=127.0.0.1): {error}."
-            ) from error
+        port = StreamServerEndpointService(make_endpoint(reactor, description), factory)
+        # Else it would only log that it cannot listen.
+        port._raiseSynchronously = True
         port.setServiceParent(proxy)
     return proxy

@@ -175,6 +175,21 @@ class ConsoleTests(FunctionalTestCase):
         await ssh.expect(rb"\[vmconsole: mortal was [^\]]*(off|destroyed)[^\]]*\]")
         self.assertEqual(await ssh.ended(), 0)
 
+    async def test_closed_channel(self) -> None:
+        """A client that closes its channel and keeps its connection, as ssh's ControlMaster does
+        when a session's own ssh is killed, frees the console."""
+        control = ("ControlMaster=auto", f"ControlPath={self.site.folder}/c", "ControlPersist=no")
+        first = self.site.ssh(self.alice, "light2", options=control)
+        await first.expect(rb"light2 on node2")
+        second = self.site.ssh(self.alice, "light1", options=control)
+        await second.expect(rb"light1 on node1")
+        await second.kill()
+        await self.site.log(rb"detached .*vm='light1' .*reason='The ssh connection ended\.'")
+        third = self.site.ssh(self.bob)
+        await third.expect(rb"light1 on node1")
+        first.type(b"still here")
+        await first.expect(rb"still here")
+
     async def test_left_console_is_free(self) -> None:
         """Leaving, also by killing ssh, frees the console for the next one at once."""
         for _ in range(5):

@@ -9,7 +9,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from tests.functional.process import Child
-from tests.functional.site import BIN, Site
+from tests.functional.site import BIN, Site, free_port
 
 
 class StartTests(TestCase):
@@ -57,6 +57,20 @@ class StartTests(TestCase):
         self.site.config.write_text('[ssh]\nlisten = ["tcp:22x"]\n')
         text = await self.told("--config", str(self.site.config))
         self.assertIn("vmconsole: ssh.listen: 'tcp:22x' is no Twisted endpoint", text)
+        self.site.configure("")
+        text = self.site.config.read_text()
+        self.site.config.write_text(text.replace(f"tcp:{self.site.port}", "tcp:99999"))
+        self.assertIn("cannot listen", await self.told("--config", str(self.site.config)))
+
+    async def test_embedded_engine(self) -> None:
+        """An embedded engine that cannot start ends the proxy: a service manager has to see it."""
+        await self.site.start()
+        first = self.site.config.read_text()
+        other = self.site.folder / "other.toml"
+        other.write_text(first.replace(f"tcp:{self.site.port}", f"tcp:{free_port()}"))
+        text = await self.told("--config", str(other))
+        self.assertIn("the embedded engine did not start", text)
+        self.assertNotIn("is ready", text)
 
     async def test_port_in_use(self) -> None:
         """A port that somebody else has."""
@@ -85,7 +99,7 @@ class StartTests(TestCase):
         """A state directory that cannot be made."""
         Path(self.site.state).write_text("a file")
         text = await self.told("--config", str(self.site.config))
-        self.assertIn("the host key cannot be made", text)
+        self.assertIn("the host key cannot be read: Not a directory", text)
 
     async def test_weak_algorithm(self) -> None:
         """An algorithm that is too weak."""

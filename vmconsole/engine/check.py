@@ -68,14 +68,14 @@ def _check_embedded(config: Config) -> None:
         load_authorities("engine.embedded.ticket_ca", config.path(config.engine.embedded.ticket_ca))
     url = database_url(config)
     file = database_file(url)
-    if file is None or (file.exists() and file.stat().st_size):
+    if file is None or (os.access(file, os.R_OK) and file.stat().st_size):
         store = Store(url)
         store.open()
         store.close()
 
 
 def _check_state_directory(directory: Path) -> Iterator[Finding]:
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))
     if not existing.is_dir():
         yield Finding(f"{existing}, where state.directory should be, is no directory.")
     elif not os.access(existing, os.W_OK | os.X_OK):

@@ -68,10 +68,12 @@ class Connection:
         def tell(_raw: Any, domain: Any, _event: int, _detail: int, _opaque: None) -> None:
             self._reactor.callFromThread(changed, domain.UUIDString())
 
-        event = self._libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-        self._events.append(
-            self.use(lambda raw: raw.domainEventRegisterAny(None, event, tell, None))
-        )
+        def register(raw: Any) -> None:
+            # Noted within `use`: whoever closes the connection has to know of it.
+            event = self._libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+            self._events.append(raw.domainEventRegisterAny(None, event, tell, None))
+
+        self.use(register)
 
     def close(self) -> None:
         """Close it as soon as nobody uses it. Once only."""

@@ -88,7 +88,7 @@ class Control:
             except CancelledError:
                 raise
             except Exception:
-                self._log.failure("host {host} cannot be looked at", host=self._host)
+                self._log.failure("host {host} cannot be looked at", host=printable(self._host))
                 reason = f"vmconsole failed to look at {printable(self._host)}: see its log."
             self._tell_lost(reason)
             await deferLater(self._reactor, _delay(self._failures), lambda: None)
@@ -153,7 +153,9 @@ class Control:
 
     def _tell_lost(self, reason: str) -> None:
         if not self._outage:
-            self._log.warn("host {host} is lost: {reason}", host=self._host, reason=reason)
+            self._log.warn(
+                "host {host} is lost: {reason}", host=printable(self._host), reason=reason
+            )
         if self._observer is not None and reason != self._outage:
             self._observer.host_lost(self._host, reason)
         self._outage = reason
@@ -161,7 +163,7 @@ class Control:
 
     def _tell_found(self) -> None:
         if self._outage:
-            self._log.info("host {host} answers again", host=self._host)
+            self._log.info("host {host} answers again", host=printable(self._host))
         self._outage = ""
         self._failures = 0
 

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from twisted.conch.ssh import factory
 from twisted.conch.ssh.keys import BadKeyError, EncryptedKeyError, Key
 from twisted.cred.portal import Portal
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEndpoint
 
 from vmconsole.audit import Audit
 from vmconsole.config import SSH, Config
@@ -112,6 +113,21 @@ def choose_all_algorithms(ssh: SSH, host_keys: Mapping[bytes, Key]) -> Algorithm
     )
 
 
+def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """What ``ssh.listen`` names; see twisted.internet.endpoints.serverFromString.
+
+    Raises ConfigError.
+    """
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    except (ValueError, TypeError, LookupError, OSError) as error:
+        raise ConfigError(
+            f"ssh.listen: {description!r} is no Twisted endpoint (tcp:2222, "
+            f"tcp:2222:interface=127.0.0.1): {error}."
+        ) from error
+    return endpoint
+
+
 def load_host_keys(config: Config, make_missing: bool = True) -> dict[bytes, Key]:
     """Read the host keys; one that is missing is made, with mode 0600. Waits for the disk.
 
@@ -120,9 +136,12 @@ def load_host_keys(config: Config, make_missing: bool = True) -> dict[bytes, Key
     keys: dict[bytes, Key] = {}
     for name in config.ssh.host_keys:
         path = config.path(name)
-        if not make_missing and not path.exists():
-            continue
-        key = _load_host_key(path) if path.exists() else _make_host_key(path)
+        try:
+            key = _load_host_key(path)
+        except FileNotFoundError:
+            if not make_missing:
+                continue
+            key = _make_host_key(path)
         kind = key.sshType()
         if kind not in (b"ssh-ed25519", b"ssh-rsa"):
             raise ConfigError(f"{path}: a host key is ed25519 or RSA, not {kind.decode()}.")
@@ -139,6 +158,8 @@ def _load_host_key(path: Path) -> Key:
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"{path}: others may read this host key. chmod 600 {path}")
         key: Key = Key.fromString(path.read_bytes())
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: the host key cannot be read: {error.strerror}.") from error
     except EncryptedKeyError as error:

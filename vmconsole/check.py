@@ -1,0 +1,46 @@
+"""What is wrong with a configuration, all of it, before anybody runs into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from vmconsole.config import Config
+from vmconsole.engine.check import Finding, check_engine
+from vmconsole.errors import ConfigError
+from vmconsole.hypervisor.libvirt_uri import host_uri
+from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys, make_endpoint
+
+
+def check(config: Config, now: datetime) -> Iterator[Finding]:
+    """One Finding for each thing that is wrong. Reads files; asks nobody, and makes nothing."""
+    yield from check_engine(config, now)
+    yield from _check_ssh(config)
+    yield from _check_hosts(config)
+
+
+def _check_ssh(config: Config) -> Iterator[Finding]:
+    if not config.ssh.listen:
+        return
+    try:
+        for description in config.ssh.listen:
+            make_endpoint(None, description)
+        host_keys = load_host_keys(config, make_missing=False)
+        choose_all_algorithms(config.ssh, host_keys)
+    except ConfigError as error:
+        yield Finding(str(error))
+
+
+def _check_hosts(config: Config) -> Iterator[Finding]:
+    for name in (*config.hosts.overrides, "host.example.com"):
+        try:
+            host_uri(name, "", config.hosts)
+        except ConfigError as error:
+            yield Finding(f"hosts: {error}")
+    if config.hosts.pki:
+        for name in ("cacert.pem", "clientcert.pem", "clientkey.pem"):
+            path = Path(config.hosts.pki, name)
+            if not os.access(path, os.R_OK):
+                yield Finding(f"hosts.pki: {path} cannot be read.")
