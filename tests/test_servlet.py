@@ -409,6 +409,7 @@ class ServiceTests(TestCase):
         """A user, a key, a host and a grant, made while it runs, count within seconds."""
         self.start()
         await self.engine.ready()
+        await self.until(lambda: ("watch", "localhost", "qemu:///system") in self.source.told)
 
         def change(store: Store) -> None:
             store.add_user("alice")
