@@ -912,7 +912,6 @@ class LabTests(TestCase):
     """The same with a real libvirtd over TLS and a real guest: what no double can vouch for."""
 
     timeout = 60
-    skip = lab.missing() or None
 
     def setUp(self) -> None:
         import libvirt

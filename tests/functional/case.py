@@ -36,7 +36,7 @@ async def _make_template() -> Path:
 
 def _boot_guests(hosts: lab.Lab) -> None:
     """Boot the guests, on the first use in this process."""
-    if hosts.node1.virsh("list", "--all", "--name").split():
+    if "light1" in hosts.node1.virsh("list", "--all", "--name").split():
         return
     hosts.node1.run(lab.LightGuest("light1"))
     hosts.node1.run(lab.LinuxGuest("linux1"))
