@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import shutil
 from pathlib import Path
@@ -63,9 +64,8 @@ class FunctionalTestCase(TestCase):
         _boot_guests(self.lab)
         if _template is None:
             _template = await _make_template()
-            reactor.addSystemEventTrigger(  # type: ignore[attr-defined]
-                "after", "shutdown", shutil.rmtree, _template, True
-            )
+            # Not with the reactor, which some runners never shut down.
+            atexit.register(shutil.rmtree, _template, True)
         self.site = Site(reactor)
         shutil.copytree(_template, self.site.folder, dirs_exist_ok=True)
         self.site.configure(self.configuration)
