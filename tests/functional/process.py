@@ -6,11 +6,13 @@ import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fcntl import ioctl
 from termios import TIOCSWINSZ
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -105,7 +107,9 @@ class Child(ProcessProtocol):
     async def kill(self, signal: str = "KILL") -> None:
         """End it, if it still runs."""
         if self.status is None:
-            self.transport.signalProcess(signal)
+            # It may have ended, and its output still be on the way.
+            with suppress(ProcessExitedAlready):
+                self.transport.signalProcess(signal)
             await self.ended()
 
     def _look(self) -> None:
