@@ -152,25 +152,22 @@ class UsageTests(CliTestCase):
         generated = run("key", "generate", "alice")
         self.assertEqual(generated.stderr, "")
         load_ssh_private_key(generated.stdout.encode(), None)
-        with open("/dev/full", "wb") as full:
-            listing = subprocess.run(
-                [*start, "user", "list"],
-                env=environment,
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-            self.assertEqual(listing.returncode, 1)
-            self.assertIn("ERROR: The output cannot be written: No space left", listing.stderr)
-            failed = subprocess.run(
-                [*start, "key", "generate", "alice"],
-                env=environment,
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
+
+        def run_into_full_disk(*arguments: str) -> subprocess.CompletedProcess[str]:
+            with open("/dev/full", "wb") as full:
+                return subprocess.run(
+                    [*start, *arguments],
+                    env=environment,
+                    stdout=full,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    check=False,
+                )
+
+        listing = run_into_full_disk("user", "list")
+        self.assertEqual(listing.returncode, 1)
+        self.assertIn("ERROR: The output cannot be written: No space left", listing.stderr)
+        failed = run_into_full_disk("key", "generate", "alice")
         self.assertEqual(failed.returncode, 1)
         self.assertIn("No key was added", failed.stderr)
         self.assertEqual(len(json.loads(run("key", "list", "--json").stdout)), 1)

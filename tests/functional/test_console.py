@@ -168,7 +168,6 @@ class ConsoleTests(FunctionalTestCase):
 
         await deferToThread(self.lab.node2.run, lab.LightGuest("mortal"))
         self.addCleanup(deferToThread, self.lab.node2.remove, "mortal")
-        await self.site.log(rb"")
         ssh = self.site.ssh(self.alice, "mortal")
         await ssh.expect(rb"mortal on node2")
         await deferToThread(self.lab.node2.destroy, "mortal")

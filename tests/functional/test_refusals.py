@@ -239,7 +239,6 @@ class FloodTests(FunctionalTestCase):
 
         await deferToThread(self.lab.node1.run, lab.FloodGuest("flood1"))
         self.addCleanup(deferToThread, self.lab.node1.remove, "flood1")
-        await self.site.log(rb"")
         ssh = self.site.ssh(self.alice, "flood1")
         await ssh.expect(rb"To leave.*\r\n")
         ssh.type(b"g")

@@ -11,7 +11,6 @@ from vmconsole.errors import ConsoleBusy, ConsoleError, ConsoleUnavailable, Host
 from vmconsole.text import printable
 
 # virErrorNumber: stable numbers, so that no libvirt module is needed here.
-INTERNAL_ERROR = 1
 NO_SUPPORT = 3
 INVALID_ARG = 8
 OPERATION_FAILED = 9

@@ -172,7 +172,7 @@ class SessionChannel(channel.SSHChannel):
             protocol.connectionLost(Failure(ConnectionDone()))
         if self._command is not None:
             self._command.cancel()
-        self._output.clear()
+        self._drop_output()
 
     def pauseProducing(self) -> None:
         """Take no more input than the client's window has room for."""
@@ -276,6 +276,10 @@ class SessionChannel(channel.SSHChannel):
             self._output.append((kind, data))
             self.flush()
 
+    def _drop_output(self) -> None:
+        self._output.clear()
+        self._waiting_output = 0
+
     def _may_send(self) -> bool:
         return self.remoteWindowLeft > 0 and cast(bool, self.conn.transport.takes_output)
 
@@ -284,7 +288,7 @@ class SessionChannel(channel.SSHChannel):
             return
         if self._last_output is not None and self._last_output.active():
             self._last_output.cancel()
-        self._output.clear()
+        self._drop_output()
         if self._exit_status is not None and not self.remoteClosed:
             self.conn.sendRequest(self, b"exit-status", struct.pack(">L", self._exit_status))
             self.conn.sendEOF(self)
