@@ -17,7 +17,7 @@ PARTS = {
     "console": set(),
     "check": {"ssh", "engine", "hypervisor"},
     "cli": {"check", "engine", "hypervisor"},
-    "tap": {"ssh", "engine", "hypervisor", "console"},
+    "tap": {"ssh", "engine", "hypervisor", "console", "signals"},
 }
 COMMON = {"", "audit", "config", "errors", "interfaces", "pki", "publickeys", "text"}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmconsole.config import Config
 from vmconsole.engine.check import Finding, check_engine
+from vmconsole.engine.credentials import HOST_CERTIFICATES, host_expiries
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys, make_endpoint
@@ -18,7 +19,7 @@ def check(config: Config, now: datetime) -> Iterator[Finding]:
     """One Finding for each thing that is wrong. Reads files; asks nobody, and makes nothing."""
     yield from check_engine(config, now)
     yield from _check_ssh(config)
-    yield from _check_hosts(config)
+    yield from _check_hosts(config, now)
 
 
 def _check_ssh(config: Config) -> Iterator[Finding]:
@@ -33,14 +34,25 @@ def _check_ssh(config: Config) -> Iterator[Finding]:
         yield Finding(str(error))
 
 
-def _check_hosts(config: Config) -> Iterator[Finding]:
+def _check_hosts(config: Config, now: datetime) -> Iterator[Finding]:
     for name in (*config.hosts.overrides, "host.example.com"):
         try:
             host_uri(name, "", config.hosts)
         except ConfigError as error:
             yield Finding(f"hosts: {error}")
     if config.hosts.pki:
-        for name in ("cacert.pem", "clientcert.pem", "clientkey.pem"):
+        for name in (*HOST_CERTIFICATES, "clientkey.pem"):
             path = Path(config.hosts.pki, name)
             if not os.access(path, os.R_OK):
                 yield Finding(f"hosts.pki: {path} cannot be read.")
+            elif name in HOST_CERTIFICATES:
+                yield from _check_expiry(path, now)
+
+
+def _check_expiry(path: Path, now: datetime) -> Iterator[Finding]:
+    try:
+        for expiry in host_expiries(path, now):
+            yield Finding(expiry.text, fatal=False)
+    except ConfigError as error:
+        # libvirt's TLS is another one than ours: it may read what we cannot.
+        yield Finding(str(error), fatal=False)

@@ -22,13 +22,17 @@ from vmconsole.audit import Audit
 from vmconsole.console.console import ConsolePool
 from vmconsole.engine.authorized_keys import AuthorizedKeys
 from vmconsole.engine.embedded.service import EmbeddedEngine
+from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
 from vmconsole.errors import ConfigError, VMConsoleError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.publickeys import fingerprint
+from vmconsole.signals import HangUp
 from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.factory import ConsoleSSHFactory, load_host_keys, make_endpoint
+
+_log = Logger()
 
 
 class Options(usage.Options):
@@ -144,6 +148,10 @@ def is_daemon() -> bool:
     return os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev
 
 
+def _nothing_to_reload() -> None:
+    _log.info("SIGHUP: there is no file that would have to be read again.")
+
+
 def raise_open_files() -> int:
     """Raise the soft limit of open files to the hard one, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -168,8 +176,13 @@ def make_proxy(
 ) -> ConsoleProxy:
     """Compose the proxy of its parts. Raises ConfigError."""
     hosts = HostPool(reactor, libvirt, loaded.hosts)
-    embedded = None if loaded.engine.url else EmbeddedEngine(reactor, loaded, hosts)
-    engine = make_engine_client(reactor, loaded, embedded.credentials if embedded else None)
+    embedded = files = None
+    if loaded.engine.url:
+        files = EngineFiles(reactor, loaded)
+        engine = make_engine_client(reactor, loaded, files.credentials, lambda: files.authorities)
+    else:
+        embedded = EmbeddedEngine(reactor, loaded, hosts)
+        engine = make_engine_client(reactor, loaded, embedded.credentials)
     keys = AuthorizedKeys(engine, reactor, loaded.engine.cache_ttl)
     consoles = ConsolePool(hosts, reactor, loaded.console.backlog)
     audit = Audit()
@@ -180,7 +193,9 @@ def make_proxy(
 
     proxy = ConsoleProxy(reactor, loaded, factory, embedded)
     # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts.
-    for part in (hosts, embedded, consoles):
+    expiry_watch = ExpiryWatch(reactor, loaded, files)
+    hang_up = HangUp(reactor, files.reload if files else _nothing_to_reload)
+    for part in (hosts, embedded, files, expiry_watch, hang_up, consoles):
         if part is not None:
             part.setServiceParent(proxy)
     for description in loaded.ssh.listen:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from vmconsole.config import Config
 from vmconsole.engine.credentials import (
+    expiries,
     load_authorities,
+    load_engine_authorities,
     load_ticket_identity,
     ticket_certificate_problems,
 )
@@ -48,12 +50,17 @@ def _check_remote(config: Config, now: datetime) -> Iterator[Finding]:
             "anybody. Use https://.",
             fatal=False,
         )
-    authorities = []
-    if config.engine.ca:
-        authorities = list(load_authorities("engine.ca", config.path(config.engine.ca)))
+    authorities = load_engine_authorities(config)
+    for expiry in expiries("engine.ca", config.path(config.engine.ca), authorities, now):
+        yield Finding(expiry.text, fatal=False)
     certificate = load_ticket_identity(config).certificate
+    path = config.path(config.engine.certificate)
     for problem in ticket_certificate_problems(certificate, now):
-        yield Finding(f"engine.certificate ({config.path(config.engine.certificate)}): {problem}.")
+        yield Finding(f"engine.certificate ({path}): {problem}.")
+    for expiry in expiries("engine.certificate", path, [certificate], now):
+        # That it has expired is among the problems.
+        if not expiry.expired:
+            yield Finding(expiry.text, fatal=False)
     if authorities and not any(issued_by(certificate, each) for each in authorities):
         yield Finding(
             "engine.certificate was not issued by engine.ca: that is right only when the engine's "

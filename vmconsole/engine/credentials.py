@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from vmconsole import pki
 from vmconsole.config import Config
 from vmconsole.errors import ConfigError
+from vmconsole.text import printable
+
+# What libvirt wants in hosts.pki, and reads anew for each connection.
+HOST_CERTIFICATES = ("cacert.pem", "clientcert.pem")
+
+_EXPIRES_SOON = timedelta(days=30)
+_CURES = {
+    "engine.certificate": "Have the engine's CA issue a new one, and put it into this file",
+    "engine.ca": "Put the engine's new CA certificate into this file",
+    "hosts.pki": "Put a new one into this file",
+}
+
+
+class Expiry(NamedTuple):
+    """A certificate's end that is near, or past. ``text`` names the file, the date, the cure."""
+
+    text: str
+    expired: bool
 
 
 def load_ticket_identity(config: Config) -> pki.Identity:
@@ -21,25 +41,59 @@ def load_ticket_identity(config: Config) -> pki.Identity:
         _read(setting, path)
     try:
         identity = pki.Identity.load(certificate, key)
-    except (ValueError, TypeError, OSError) as error:
+        pair = identity.is_pair()
+    except (ValueError, TypeError, OSError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"engine.certificate ({certificate}) or engine.key ({key}) is no PEM file with an RSA "
             "certificate, or RSA private key without a passphrase."
         ) from error
-    if not identity.is_pair():
+    if not pair:
         raise ConfigError(
             f"engine.key ({key}) is not the key of engine.certificate ({certificate})."
         )
     return identity
 
 
+def load_engine_authorities(config: Config) -> Sequence[x509.Certificate]:
+    """``engine.ca``; nothing: the system's own count. Raises ConfigError, which names the file."""
+    if not config.engine.ca:
+        return ()
+    return load_authorities("engine.ca", config.path(config.engine.ca))
+
+
 def load_authorities(setting: str, path: Path) -> Sequence[x509.Certificate]:
-    """The CA certificates in a PEM file. Raises ConfigError, which names ``setting``."""
+    """The certificates in a PEM file, one at least. Raises ConfigError, which names ``setting``."""
     content = _read(setting, path)
     try:
-        return x509.load_pem_x509_certificates(content)
+        certificates = x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise ConfigError(f"{setting} ({path}) has no certificate in PEM.") from error
+    # A last one without an end is silently left out.
+    if len(certificates) < content.count(b"-----BEGIN CERTIFICATE-----"):
+        raise ConfigError(f"{setting} ({path}) is cut off within a certificate.")
+    return certificates
+
+
+def expiries(
+    setting: str, path: Path, certificates: Sequence[x509.Certificate], now: datetime
+) -> Iterator[Expiry]:
+    """Those of the file's ``certificates`` that end within 30 days, or have ended."""
+    for certificate in certificates:
+        end = certificate.not_valid_after_utc
+        if end - now <= _EXPIRES_SOON:
+            expired = end < now
+            yield Expiry(
+                f"{setting} ({path}): the certificate of "
+                f"{printable(certificate.subject.rfc4514_string())} "
+                f"{'expired' if expired else 'expires'} on {end:%F}. "
+                f"{_CURES[setting]}; no restart is needed.",
+                expired,
+            )
+
+
+def host_expiries(path: Path, now: datetime) -> Iterator[Expiry]:
+    """The same for a file in ``hosts.pki``. Raises ConfigError."""
+    yield from expiries("hosts.pki", path, load_authorities("hosts.pki", path), now)
 
 
 def ticket_certificate_problems(certificate: x509.Certificate, now: datetime) -> list[str]:

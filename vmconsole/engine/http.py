@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
     IReactorCore,
     IReactorTime,
     IReactorUNIX,
@@ -19,25 +22,30 @@ from twisted.internet.interfaces import (
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.logger import Logger
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
-from twisted.web.iweb import IAgent, IAgentEndpointFactory
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IPolicyForHTTPS
 from zope.interface import implementer
 
 from vmconsole.config import Config
 from vmconsole.engine.client import Credentials, EngineClient
-from vmconsole.engine.credentials import load_authorities, load_ticket_identity
+from vmconsole.engine.credentials import load_engine_authorities, load_ticket_identity
 from vmconsole.engine.embedded.listen import unix_address
 from vmconsole.pki import Identity
+
+Authorities = Callable[[], Sequence[x509.Certificate]]
 
 _log = Logger()
 
 
 def make_engine_client(
-    reactor: IReactorCore, config: Config, credentials: Credentials | None = None
+    reactor: IReactorCore,
+    config: Config,
+    credentials: Credentials | None = None,
+    authorities: Authorities | None = None,
 ) -> EngineClient:
     """The client of the configured engine.
 
-    ``credentials`` give what signs the tickets; None: the configured files. Reads files, opens
-    no connection. Raises ConfigError.
+    ``credentials`` give what signs the tickets, ``authorities`` whom TLS trusts at a connection;
+    None: what the configured files hold now. Reads files, opens no connection. Raises ConfigError.
     """
     if credentials is None:
         identity = load_ticket_identity(config)
@@ -46,7 +54,7 @@ def make_engine_client(
             return identity
 
     return EngineClient(
-        make_http_client(reactor, config),
+        make_http_client(reactor, config, authorities),
         # Over the unix socket the name is only for the Host header.
         config.engine.url or "http://localhost/",
         credentials,
@@ -57,15 +65,25 @@ def make_engine_client(
     )
 
 
-def make_http_client(reactor: IReactorCore, config: Config) -> HTTPClient:
+def make_http_client(
+    reactor: IReactorCore, config: Config, authorities: Authorities | None = None
+) -> HTTPClient:
     """A treq client that reaches nothing but the configured engine. Raises ConfigError.
 
+    ``authorities`` is as for make_engine_client; when there are none, the system's own count.
     Each request has a connection of its own: a kept one may end just when it is used again, and
     a POST is not simply repeated.
     """
     pool = _QuietPool(reactor, persistent=False)
     if config.engine.url:
-        agent = Agent(reactor, _tls_policy(config), config.engine.timeout, pool=pool)
+        _shout_without_tls(config.engine.url)
+        if authorities is None:
+            loaded = load_engine_authorities(config)
+
+            def authorities() -> Sequence[x509.Certificate]:
+                return loaded
+
+        agent = Agent(reactor, _CurrentTrust(authorities), config.engine.timeout, pool=pool)
     else:
         endpoints = _UnixEndpoints(IReactorUNIX(reactor), unix_address(config).path)
         agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
@@ -78,16 +96,35 @@ def without_cookies(agent: IAgent) -> HTTPClient:
     return HTTPClient(agent, cookiejar=jar)
 
 
-def _tls_policy(config: Config) -> BrowserLikePolicyForHTTPS:
-    if config.engine.url.startswith("http://"):
+def _shout_without_tls(url: str) -> None:
+    if url.startswith("http://"):
         _log.critical(
             "engine.url = {url} is not protected by TLS: whoever is on the way can log in as "
             "anybody. Use https://.",
-            url=config.engine.url,
+            url=url,
         )
-    if not config.engine.ca:
+
+
+@implementer(IPolicyForHTTPS)
+class _CurrentTrust:
+    """Trusts whom ``authorities`` name when a connection is made; the system's when none."""
+
+    def __init__(self, authorities: Authorities) -> None:
+        self._authorities = authorities
+        self._trusted: tuple[x509.Certificate, ...] = ()
+        self._policy = BrowserLikePolicyForHTTPS()
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
+        authorities = tuple(self._authorities())
+        if authorities != self._trusted:
+            self._policy = _trusting(authorities)
+            self._trusted = authorities
+        return self._policy.creatorForNetloc(hostname, port)
+
+
+def _trusting(authorities: Sequence[x509.Certificate]) -> BrowserLikePolicyForHTTPS:
+    if not authorities:
         return BrowserLikePolicyForHTTPS()
-    authorities = load_authorities("engine.ca", config.path(config.engine.ca))
     return BrowserLikePolicyForHTTPS(
         trustRootFromCertificates(
             [Certificate.loadPEM(each.public_bytes(Encoding.PEM)) for each in authorities]
