@@ -26,6 +26,7 @@ from vmconsole.engine.embedded.servlet import ConsoleProxyServlet, make_site
 from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.http import without_cookies
 from vmconsole.engine.ticket import TicketVerifier
+from vmconsole.interfaces import AuthorizedKey
 
 T = TypeVar("T")
 
@@ -99,6 +100,11 @@ def client_of(
 
     http = without_cookies(agent)
     return EngineClient(http, url, credentials, clock, **settings)
+
+
+async def all_keys(client: EngineClient) -> Sequence[AuthorizedKey]:
+    """The keys, read to the last one."""
+    return tuple((await client.authorized_keys()).keys)
 
 
 class EngineInMemory:

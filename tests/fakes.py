@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -12,19 +12,23 @@ from twisted.logger import LogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.errors import ConsoleError, VMConsoleError
+from vmconsole.errors import ConsoleError, EngineError, VMConsoleError
 from vmconsole.interfaces import (
     AuthorizedKey,
     ConsoleInfo,
     IConsoleEndpoints,
     IConsoleTransport,
     IEngine,
+    KeyList,
+    Role,
 )
 
 
-def console(name: str, vm_id: str = "", host: str = "node1") -> ConsoleInfo:
+def console(
+    name: str, vm_id: str = "", host: str = "node1", role: Role = "operator"
+) -> ConsoleInfo:
     """A ConsoleInfo; the id is made of the name when none is given."""
-    return ConsoleInfo(vm_id=vm_id or f"id-{name}", vm_name=name, host=host)
+    return ConsoleInfo(vm_id=vm_id or f"id-{name}", vm_name=name, host=host, role=role)
 
 
 @implementer(IAddress)
@@ -129,29 +133,50 @@ class GuestEndpoint:
 
 @implementer(IEngine)
 class Engine:
-    """An engine whose answers a test sets; ``error`` makes every call fail."""
+    """An engine whose answers a test sets; ``error`` makes every call fail.
 
-    def __init__(self) -> None:
-        self.keys: list[AuthorizedKey] = []
+    ``asked`` has the questions: "keys", or a user's id. When a gate is set, the answer comes once
+    it fires.
+    """
+
+    def __init__(self, *keys: AuthorizedKey) -> None:
+        self.keys = list(keys)
         self.vms: dict[str, list[ConsoleInfo]] = {}
-        self.fresh_vms: dict[str, list[ConsoleInfo]] = {}
         self.error: VMConsoleError | None = None
-        self.gate: Deferred[None] | None = None
-        """When set, the consoles are told only once it fires."""
+        self.unknown: set[str] = set()
+        """The ids of users about whom the question fails."""
+        self.asked: list[str] = []
+        self.read = 0
+        """Keys that were read."""
+        self.broken_after: int | None = None
+        """So many keys can be read, and then the answer turns out to be no use."""
+        self.keys_gate: Deferred[None] | None = None
+        self.consoles_gate: Deferred[None] | None = None
 
-    async def authorized_keys(self) -> Sequence[AuthorizedKey]:
+    async def authorized_keys(self) -> KeyList:
+        self.asked.append("keys")
+        if self.keys_gate is not None:
+            await self.keys_gate
         if self.error is not None:
             raise self.error
-        return self.keys
+        return KeyList(repr(self.keys).encode(), self._read(list(self.keys)))
 
-    async def consoles(self, user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
+    async def consoles(self, user_id: str) -> Sequence[ConsoleInfo]:
+        self.asked.append(user_id)
+        if self.consoles_gate is not None:
+            await self.consoles_gate
         if self.error is not None:
             raise self.error
-        if self.gate is not None:
-            await self.gate
-        if fresh and user_id in self.fresh_vms:
-            return self.fresh_vms[user_id]
-        return self.vms.get(user_id, [])
+        if user_id in self.unknown:
+            raise EngineError("500")
+        return tuple(self.vms.get(user_id, []))
+
+    def _read(self, keys: list[AuthorizedKey]) -> Iterator[AuthorizedKey]:
+        for number, key in enumerate(keys, 1):
+            self.read += 1
+            yield key
+            if number == self.broken_after:
+                raise EngineError("The answer is cut.")
 
 
 class Events(LogPublisher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from copy import copy
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -21,6 +22,8 @@ from tests.fakes import Engine, Events, Guests
 from vmconsole.audit import Audit
 from vmconsole.config import Config
 from vmconsole.console.console import ConsolePool
+from vmconsole.engine.last_answer import Lifetimes
+from vmconsole.engine.permissions import Permissions
 from vmconsole.interfaces import AuthorizedKey, User
 from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
 from vmconsole.ssh.commands import Commands
@@ -163,27 +166,44 @@ class SSHPair:
     def __init__(self, config: Config | None = None) -> None:
         self.clock = Clock()
         self.config = config or Config()
-        self.engine = Engine()
-        self.engine.keys = [AuthorizedKey(ALICE.id, ALICE.name, ALICE_KEY.public().blob())]
+        self.engine = Engine(AuthorizedKey(ALICE.id, ALICE.name, ALICE_KEY.public().blob()))
+        settings = self.config.engine
+        self.permissions = Permissions(
+            self.engine,
+            self.clock,
+            Lifetimes(settings.cache_ttl, settings.stale_grace),
+            settings.recheck,
+            placed_only=bool(settings.url),
+        )
         self.guests = Guests()
         self.pool = ConsolePool(self.guests, self.clock, self.config.console.backlog)
         self.events = Events()
         self.audit = Audit(Logger("vmconsole.audit", observer=self.events))
-        self.lookups: list[bytes] = []
-        self.gate: Deferred[None] | None = None
-        """When set, the engine tells whose a key is only once it fires."""
         self.commands = Commands(
-            self.engine, self.pool, self.audit, self.clock, self.config.escape_byte
+            self.permissions, self.pool, self.audit, self.clock, self.config.escape_byte
         )
-        portal = Portal(
-            ConsoleRealm(self.commands, self.clock, self.config.limits.sessions_per_connection),
-            [EngineKeyChecker(self._lookup, self.config.ssh.users)],
+        realm = ConsoleRealm(
+            self.permissions,
+            self.commands,
+            self.audit,
+            self.clock,
+            self.config.limits.sessions_per_connection,
         )
+        portal = Portal(realm, [EngineKeyChecker(self.permissions, self.config.ssh.users)])
         self.factory = ConsoleSSHFactory(
             portal, self.config, self.audit, self.clock, lambda size: bytes(range(size))
         )
         self.factory.use_host_keys({b"ssh-ed25519": HOST_KEY})
         self.factory.doStart()
+        self._connect()
+
+    def beside(self) -> SSHPair:
+        """Another connection to the same server."""
+        other = copy(self)
+        other._connect()
+        return other
+
+    def _connect(self) -> None:
         self.server: Any = self.factory.buildProtocol(None)
         self.connection = ClientConnection()
         self.auth = ClientAuth(self.connection)
@@ -193,15 +213,6 @@ class SSHPair:
             self.server, True, peerAddress=IPv4Address("TCP", "192.0.2.7", 4711)
         )
         self.pump = iosim.connect(self.server, self.server_io, self.client, self.client_io)
-
-    async def _lookup(self, blob: bytes) -> User | None:
-        self.lookups.append(blob)
-        if self.gate is not None:
-            await self.gate
-        for key in await self.engine.authorized_keys():
-            if key.blob == blob:
-                return User(id=key.user_id, name=key.user_name)
-        return None
 
     def flush(self) -> None:
         """Let both sides finish what they have to say."""

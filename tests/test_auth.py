@@ -20,6 +20,7 @@ from tests.sshpair import ALICE, ALICE_KEY, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey
+from vmconsole.keyoptions import KeyOptions
 from vmconsole.publickeys import fingerprint
 from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
 
@@ -56,8 +57,10 @@ class LoginTests(AuthTestCase):
 
     def test_seams(self) -> None:
         """The checker and the realm are what cred takes."""
-        verifyObject(ICredentialsChecker, EngineKeyChecker(self.pair._lookup, ["a"]))
-        verifyObject(IRealm, ConsoleRealm(self.pair.commands, self.pair.clock, 8))
+        verifyObject(ICredentialsChecker, EngineKeyChecker(self.pair.permissions, ["a"]))
+        pair = self.pair
+        realm = ConsoleRealm(pair.permissions, pair.commands, pair.audit, pair.clock, 8)
+        verifyObject(IRealm, realm)
 
     def test_known_key(self) -> None:
         """A key that the engine knows logs in, under each of the configured names."""
@@ -90,7 +93,7 @@ class LoginTests(AuthTestCase):
         """Another user name is refused without asking the engine, and told which would do."""
         self.auth.sign(b"root", ALICE_KEY)
         self.assertEqual(self.answers(), [FAILURE])
-        self.assertEqual(self.pair.lookups, [])
+        self.assertEqual(self.pair.engine.asked, [])
         self.assertEqual(
             self.auth.banners, ["[vmconsole: log in as ovirt-vmconsole or vmproxy.]\r\n"]
         )
@@ -140,13 +143,13 @@ class LoginTests(AuthTestCase):
 
     def test_pipelined_while_the_engine_thinks(self) -> None:
         """Two good requests at once, with the engine still to answer, are one login."""
-        self.pair.gate = Deferred()
+        self.pair.engine.keys_gate = Deferred()
         self.auth.sign(b"vmproxy", ALICE_KEY)
         self.auth.sign(b"vmproxy", ALICE_KEY)
         self.assertEqual(self.answers(), [])
-        self.pair.gate.callback(None)
+        self.pair.engine.keys_gate.callback(None)
         self.assertEqual(self.answers(), [SUCCESS])
-        self.assertEqual(len(self.pair.lookups), 1)
+        self.assertEqual(self.pair.engine.asked, ["keys"])
         self.assertEqual(len(self.pair.events.named("login_accepted")), 1)
 
     def test_services(self) -> None:
@@ -290,13 +293,22 @@ class AlgorithmTests(AuthTestCase):
         self.assertEqual(self.answers(), [FAILURE, FAILURE])
 
     def test_security_key(self) -> None:
-        """A security key logs in when it was touched, and only then."""
+        """A security key logs in when it was touched, and only then; with verify-required only
+        when it verified its user, too."""
         raw = ed25519.Ed25519PrivateKey.generate()
         name, application = b"sk-ssh-ed25519@openssh.com", b"ssh:"
         blob = NS(name) + NS(raw.public_key().public_bytes_raw()) + NS(application)
-        for flags, expected in ((b"\x01", SUCCESS), (b"\x00", FAILURE)):
+        verify = KeyOptions(verify_required=True)
+        for flags, options, expected in (
+            (b"\x01", KeyOptions(), SUCCESS),
+            (b"\x00", KeyOptions(), FAILURE),
+            (b"\x04", KeyOptions(), FAILURE),
+            (b"\x01", verify, FAILURE),
+            (b"\x04", verify, FAILURE),
+            (b"\x05", verify, SUCCESS),
+        ):
             pair = SSHPair()
-            pair.engine.keys.append(AuthorizedKey("u", "u", blob))
+            pair.engine.keys.append(AuthorizedKey("u", "u", blob, options))
             rest = b"\x01" + NS(name) + NS(blob)
             message = (
                 NS(pair.client.sessionID)
@@ -356,13 +368,13 @@ class LimitTests(AuthTestCase):
 
     def test_flood(self) -> None:
         """Requests by the dozen without waiting for an answer end the connection."""
-        self.pair.gate = Deferred()
+        self.pair.engine.keys_gate = Deferred()
         for _ in range(30):
             self.auth.query(b"vmproxy", ALICE_KEY)
         self.assertEqual(self.answers(), [])
         self.assertEqual(self.pair.client.disconnected, (14, b"too many requests at once"))
-        self.pair.gate.callback(None)
-        self.assertEqual(len(self.pair.lookups), 1)
+        self.pair.engine.keys_gate.callback(None)
+        self.assertEqual(self.pair.engine.asked, ["keys"])
 
     def test_grace(self) -> None:
         """Who has not logged in when login_grace is over is disconnected; a user is not."""

@@ -1,219 +1,391 @@
-"""Whose key a blob is, how often the engine is asked, and which lines count as keys."""
+"""Whose key a blob is, and how often the engine is asked."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as some
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tests.engine_kit import EngineTestCase, public_line, start
+from tests.engine_kit import EngineTestCase, start
+from tests.fakes import Engine
 from vmconsole.engine.authorized_keys import AuthorizedKeys
-from vmconsole.engine.keyline import parse_key_line
-from vmconsole.errors import EngineError, EngineUnreachable
-from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, IEngine, User
-from vmconsole.publickeys import KEY_TYPES, fingerprint
+from vmconsole.engine.last_answer import Lifetimes, Outage
+from vmconsole.engine.slices import SLICE, in_slices
+from vmconsole.errors import EngineError, EngineUnreachable, KeyRefused
+from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, IEngine, KeyList, KeyOwner, User
+from vmconsole.keyoptions import KeyOptions
+from vmconsole.publickeys import fingerprint
 
 ALICE = AuthorizedKey("1", "alice@internal", b"alice's key")
 BOB = AuthorizedKey("2", "bob@internal", b"bob's key")
+HERE = "192.0.2.7"
 
 
-@implementer(IEngine)
-class AnsweringEngine:
-    """Answers ``keys``, or fails with ``error``, or when told; counts the questions."""
-
-    def __init__(self, *keys: AuthorizedKey) -> None:
-        self.keys: Sequence[AuthorizedKey] = keys
-        self.error: EngineError | None = None
-        self.asked = 0
-        self.later: Deferred[None] | None = None
-
-    async def authorized_keys(self) -> Sequence[AuthorizedKey]:
-        self.asked += 1
-        if self.later is not None:
-            await self.later
-        if self.error is not None:
-            raise self.error
-        return self.keys
-
-    async def consoles(self, user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
-        return []
-
-
-class AuthorizedKeysTests(EngineTestCase):
-    """``AuthorizedKeys``."""
+class KeysTestCase(EngineTestCase):
+    """AuthorizedKeys of an engine with Alice's and Bob's keys."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.engine = AnsweringEngine(ALICE, BOB)
+        self.engine = Engine(ALICE, BOB)
         verifyObject(IEngine, self.engine)
-        self.keys = AuthorizedKeys(self.engine, self.clock, cache_ttl=5.0)
+        self.remember()
 
-    def lookup(self, blob: bytes) -> User | None:
-        return self.result(self.keys.lookup(blob))
+    def remember(self, cache_ttl: float = 5.0, stale_grace: float = 300.0) -> None:
+        lifetimes = Lifetimes(cache_ttl, stale_grace)
+        self.keys = AuthorizedKeys(self.engine, self.clock, lifetimes, Outage())
+
+    def owner(self, blob: bytes) -> User | None:
+        owner = self.result(self.keys.owner(blob, HERE))
+        return owner and owner.user
+
+    @property
+    def asked(self) -> int:
+        return len(self.engine.asked)
+
+
+class LookupTests(KeysTestCase):
+    """``AuthorizedKeys.owner``."""
 
     def test_found(self) -> None:
-        """A known key gives its user; the second lookup asks nobody."""
-        self.assertEqual(self.lookup(ALICE.blob), User("1", "alice@internal"))
-        self.assertEqual(self.lookup(BOB.blob), User("2", "bob@internal"))
-        self.assertEqual(self.engine.asked, 1)
+        """A known key gives its user; the second look-up asks nobody."""
+        self.assertEqual(self.owner(ALICE.blob), User("1", "alice@internal"))
+        self.assertEqual(self.owner(BOB.blob), User("2", "bob@internal"))
+        self.assertEqual(self.asked, 1)
 
     def test_refreshed(self) -> None:
         """After cache_ttl the engine is asked again, and a removed key is gone."""
-        self.lookup(ALICE.blob)
+        self.owner(ALICE.blob)
         self.engine.keys = [BOB]
-        self.clock.advance(4.9)
-        self.assertIsNotNone(self.lookup(ALICE.blob))
-        self.clock.advance(0.1)
-        self.assertIsNone(self.lookup(ALICE.blob))
-        self.assertEqual(self.engine.asked, 2)
+        self.clock.advance(5.0)
+        self.assertIsNone(self.owner(ALICE.blob))
+        self.assertEqual(self.asked, 2)
+
+    def test_ahead(self) -> None:
+        """Past half of cache_ttl the answer is renewed in the background: who logs in does not
+        wait for it, also when it fails, and the next one finds the new keys."""
+        self.owner(ALICE.blob)
+        self.clock.advance(2.4)
+        self.owner(ALICE.blob)
+        self.assertEqual(self.asked, 1)
+        self.clock.advance(0.2)
+        self.engine.keys = [BOB]
+        self.engine.keys_gate = Deferred()
+        for _ in range(3):
+            self.assertIsNotNone(self.owner(ALICE.blob))
+        self.assertEqual(self.asked, 2)
+        self.engine.keys_gate.callback(None)
+        self.assertIsNone(self.owner(ALICE.blob))
+        self.clock.advance(2.6)
+        self.engine.error = EngineError("403")
+        self.assertIsNotNone(self.owner(BOB.blob))
+        self.assertIsNotNone(self.owner(BOB.blob))
+        self.assertEqual(self.asked, 3)
 
     def test_clock_set_back(self) -> None:
         """An answer does not last longer because the clock went back."""
-        self.lookup(ALICE.blob)
+        self.owner(ALICE.blob)
         self.clock.rightNow -= 3600
-        self.lookup(ALICE.blob)
-        self.assertEqual(self.engine.asked, 2)
+        self.owner(ALICE.blob)
+        self.assertEqual(self.asked, 2)
 
     def test_strangers(self) -> None:
         """Unknown keys make us ask at most once a second; a new key is found after that."""
-        self.lookup(ALICE.blob)
+        self.owner(ALICE.blob)
         for number in range(100):
-            self.assertIsNone(self.lookup(b"stranger %d" % number))
-        self.assertEqual(self.engine.asked, 1)
+            self.assertIsNone(self.owner(b"stranger %d" % number))
+        self.clock.advance(0.9)
+        self.assertIsNone(self.owner(b"stranger"))
+        self.assertEqual(self.asked, 1)
         carol = AuthorizedKey("3", "carol@internal", b"carol's key")
         self.engine.keys = [ALICE, BOB, carol]
-        self.assertIsNone(self.lookup(carol.blob))
-        self.clock.advance(1.0)
-        self.assertEqual(self.lookup(carol.blob), User("3", "carol@internal"))
-        self.assertEqual(self.engine.asked, 2)
+        self.assertIsNone(self.owner(carol.blob))
+        self.clock.advance(0.1)
+        self.assertEqual(self.owner(carol.blob), User("3", "carol@internal"))
+        self.assertEqual(self.asked, 2)
 
     def test_ttl_of_zero(self) -> None:
         """Without a cache each known key is asked about, and strangers' still are not."""
-        self.keys = AuthorizedKeys(self.engine, self.clock, cache_ttl=0)
+        self.remember(cache_ttl=0)
         for _ in range(3):
-            self.lookup(ALICE.blob)
-        self.assertEqual(self.engine.asked, 3)
-        self.lookup(b"stranger")
-        self.assertEqual(self.engine.asked, 3)
+            self.owner(ALICE.blob)
+        self.assertEqual(self.asked, 3)
+        self.owner(b"stranger")
+        self.assertEqual(self.asked, 3)
 
     def test_ambiguous(self) -> None:
-        """A key of two users is nobody's, others are not affected, and the log has it once."""
+        """A key of several users is nobody's, others are not affected, and the log has it once."""
         twin = AuthorizedKey("3", "carol\n@internal", ALICE.blob)
         third = AuthorizedKey("4", "dave@internal", ALICE.blob)
-        self.engine.keys = [ALICE, BOB, twin, third]
-        for _ in range(3):
-            self.assertIsNone(self.lookup(ALICE.blob))
-            self.assertIsNotNone(self.lookup(BOB.blob))
+        self.engine.keys = [ALICE, BOB, twin, third, ALICE]
+        for number in range(3):
+            self.assertIsNone(self.owner(ALICE.blob))
+            self.assertIsNotNone(self.owner(BOB.blob))
             self.clock.advance(6)
-            self.engine.keys = list(self.engine.keys)
+            self.engine.keys.append(AuthorizedKey("9", "more", b"%d" % number))
         [line] = self.logged(fingerprint(ALICE.blob))
         self.assertIn("alice@internal, carol\\n@internal, dave@internal", line)
 
     def test_same_user_twice(self) -> None:
         """A key that a user has twice is the user's."""
         self.engine.keys = [ALICE, ALICE]
-        self.assertEqual(self.lookup(ALICE.blob), User("1", "alice@internal"))
+        self.assertEqual(self.owner(ALICE.blob), User("1", "alice@internal"))
 
-    def test_no_answer(self) -> None:
-        """The engine's error comes through, and it is left alone for a second."""
+    def test_shared(self) -> None:
+        """All who wait for one answer share the request; who gives up spoils nothing."""
+        self.engine.keys_gate = Deferred()
+        first, *others = [start(self.keys.owner(ALICE.blob, HERE)) for _ in range(3)]
+        first.addErrback(lambda _: None)
+        first.cancel()
+        self.engine.keys_gate.callback(None)
+        for lookup in others:
+            self.assertIsNotNone(self.successResultOf(lookup))
+        self.assertEqual(self.asked, 1)
+
+    def test_same_answer(self) -> None:
+        """An answer with the same digest as the last is not read; another one is."""
+        self.owner(ALICE.blob)
+        self.clock.advance(6)
+        self.owner(ALICE.blob)
+        self.assertEqual((self.asked, self.engine.read), (2, 2))
+        self.engine.keys = [ALICE]
+        self.clock.advance(6)
+        self.owner(ALICE.blob)
+        self.assertEqual((self.asked, self.engine.read), (3, 3))
+
+    def test_old_index(self) -> None:
+        """An index that was replaced is emptied, a little at a time, and not the new one."""
+        old = self.result(self.keys.fresh())
+        self.engine.keys = [BOB]
+        new = self.result(self.keys.fresh())
+        self.assertIsNot(old, new)
+        self.clock.advance(0)
+        self.assertEqual((len(old.users), len(new.users)), (0, 1))
+        self.result(self.keys.fresh())
+        self.clock.advance(0)
+        self.assertEqual(len(new.users), 1)
+
+    def test_half_an_answer(self) -> None:
+        """Of an answer that turns out to be no use nothing counts; the one before serves on."""
+        self.owner(ALICE.blob)
+        self.engine.keys = [BOB]
+        self.engine.broken_after = 1
+        self.clock.advance(3)
+        for _ in range(2):
+            self.assertIsNotNone(self.owner(ALICE.blob))
+        self.clock.advance(3)
+        self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
+
+
+class OptionsTests(KeysTestCase):
+    """Keys whose options say from where, until when, and how."""
+
+    def options(self, *lines: KeyOptions) -> None:
+        """Alice's key has a line for each."""
+        self.engine.keys = [
+            AuthorizedKey("1", "alice@internal", ALICE.blob, options) for options in lines
+        ]
+
+    def owns(self, address: str = HERE) -> KeyOwner | None:
+        return self.result(self.keys.owner(ALICE.blob, address))
+
+    def test_from(self) -> None:
+        """A key is let in from its addresses, and refused from others, with a reason."""
+        self.options(KeyOptions(sources=("192.0.2.0/24",)))
+        self.assertIsNotNone(self.owns())
+        text = self.failure(self.keys.owner(ALICE.blob, "198.51.100.1"), KeyRefused)
+        self.assertIn("198.51.100.1", text)
+
+    def test_expiry(self) -> None:
+        """A key is let in until it expires, also while no new answer came."""
+        self.options(KeyOptions(expires=self.clock.seconds() + 3))
+        self.assertIsNotNone(self.owns())
+        self.clock.advance(4)
+        self.failure(self.keys.owner(ALICE.blob, HERE), KeyRefused)
+
+    def test_verify(self) -> None:
+        """What a line demands of the signature is passed on."""
+        for lines, required in (
+            ([KeyOptions()], False),
+            ([KeyOptions(verify_required=True)], True),
+            ([KeyOptions(verify_required=True), KeyOptions()], False),
+            ([KeyOptions(), KeyOptions(verify_required=True)], False),
+            ([KeyOptions(verify_required=True)] * 2, True),
+            ([KeyOptions(verify_required=True), KeyOptions(sources=("198.51.100.1",))], True),
+        ):
+            self.remember()
+            self.options(*lines)
+            owner = self.owns()
+            assert owner is not None
+            self.assertEqual(owner.verify_required, required, lines)
+
+    def test_several_lines(self) -> None:
+        """Of a user's lines with one key, one that lets it in is enough."""
+        self.options(KeyOptions(sources=("198.51.100.1",)), KeyOptions(sources=(HERE,)))
+        self.assertIsNotNone(self.owns())
+        self.assertIsNotNone(self.owns("198.51.100.1"))
+        self.failure(self.keys.owner(ALICE.blob, "203.0.113.1"), KeyRefused)
+
+
+class OutageTests(KeysTestCase):
+    """When the engine does not answer."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.owner(ALICE.blob)
+        self.answered = self.clock.seconds()
         self.engine.error = EngineUnreachable("The engine does not answer.")
+
+    def test_stale(self) -> None:
+        """Within stale_grace the last answer serves, and says from when it is."""
+        for seconds in (10, 200, 89.9):
+            self.clock.advance(seconds)
+            owner = self.result(self.keys.owner(ALICE.blob, HERE))
+            self.assertEqual(owner, KeyOwner(User("1", "alice@internal"), False, self.answered))
+        self.clock.advance(0.1)
+        text = self.failure(self.keys.owner(ALICE.blob, HERE), EngineUnreachable)
+        self.assertIn("does not answer. Its last answer, from 5 minutes ago, is too old", text)
+
+    def test_never(self) -> None:
+        """With a stale_grace of 0 it never does."""
+        self.remember(stale_grace=0)
+        self.engine.error = None
+        self.owner(ALICE.blob)
+        self.engine.error = EngineUnreachable("refused")
+        self.clock.advance(6)
+        self.failure(self.keys.owner(ALICE.blob, HERE), EngineUnreachable)
+
+    def test_no_answer_before(self) -> None:
+        """Without any answer before, the error comes through; it is believed for a second."""
+        self.remember()
+        self.engine.asked.clear()
         for _ in range(10):
-            text = self.failure(self.keys.lookup(ALICE.blob), EngineUnreachable)
+            text = self.failure(self.keys.owner(ALICE.blob, HERE), EngineUnreachable)
             self.assertEqual(text, "The engine does not answer.")
-        self.assertEqual(self.engine.asked, 1)
+        self.assertEqual(self.asked, 1)
         self.engine.error = None
         self.clock.advance(1.0)
-        self.assertIsNotNone(self.lookup(ALICE.blob))
+        self.assertIsNotNone(self.owner(ALICE.blob))
 
-    def test_indexed_once(self) -> None:
-        """All who wait for one answer share the index made of it."""
-        self.engine.later = Deferred()
-        lookups = [start(self.keys.lookup(ALICE.blob)) for _ in range(3)]
-        self.engine.later.callback(None)
-        for lookup in lookups:
-            self.assertIsNotNone(self.successResultOf(lookup))
+    def test_strange_key(self) -> None:
+        """Nobody knows whether a key that is not in the old answer is a new one: that is told."""
+        self.clock.advance(120)
+        text = self.failure(self.keys.owner(b"stranger", HERE), EngineUnreachable)
+        self.assertIn("not in its last answer, from 2 minutes ago", text)
+
+    def test_back(self) -> None:
+        """Once it is back its new answer counts."""
+        self.clock.advance(100)
+        self.owner(ALICE.blob)
+        self.engine.error, self.engine.keys = None, [BOB]
+        self.clock.advance(1)
+        self.assertIsNone(self.owner(ALICE.blob))
+
+    def test_useless_answers(self) -> None:
+        """An answer that is no use is an answer: the older one does not serve."""
+        self.engine.error = EngineError("403")
+        self.clock.advance(6)
+        self.assertEqual(self.failure(self.keys.owner(ALICE.blob, HERE), EngineError), "403")
+
+    def test_hanging(self) -> None:
+        """In an outage nobody waits longer than a second for an engine that hangs; one that
+        still answers in time is believed."""
+        self.clock.advance(6)
+        self.owner(ALICE.blob)
+        self.clock.advance(6)
+        self.engine.keys_gate = Deferred()
+        waiting = start(self.keys.owner(ALICE.blob, HERE))
+        self.clock.advance(0.9)
+        self.assertNoResult(waiting)
+        self.clock.advance(0.1)
+        owner = self.successResultOf(waiting)
+        self.assertEqual(owner.answered, self.answered)
+        self.engine.error, self.engine.keys = None, [BOB]
+        waiting = start(self.keys.owner(ALICE.blob, HERE))
+        self.engine.keys_gate.callback(None)
+        self.assertIsNone(self.successResultOf(waiting))
 
 
-class KeyLineTests(SynchronousTestCase):
-    """``parse_key_line``."""
+class _TickingClock(Clock):
+    """Each look at it takes a millisecond. ``pause`` is called when somebody lets go."""
 
-    def test_plain(self) -> None:
-        """Type, blob, and a comment that may hold anything."""
-        line = public_line("alice").split()
-        key = parse_key_line(f"  {line[0]}\t{line[1]}  alice of AAAA, at home \n")
-        self.assertEqual((key.type, key.comment), ("ssh-ed25519", "alice of AAAA, at home"))
-        self.assertEqual(b64encode(key.blob).decode(), line[1])
-        self.assertEqual(str(key), f"{line[0]} {line[1]} alice of AAAA, at home")
+    pause: Callable[[], None]
 
-    def test_no_comment(self) -> None:
-        """A comment is not needed."""
-        line = " ".join(public_line("alice").split()[:2])
-        self.assertEqual(str(parse_key_line(line)), line)
+    def seconds(self) -> float:
+        self.rightNow += 0.001
+        return super().seconds()
 
-    def test_harmless_options(self) -> None:
-        """What asks for less than holds here anyway is taken, in any case."""
-        options = "restrict,no-port-forwarding,no-X11-forwarding,no-agent-forwarding,NO-USER-RC"
-        key = parse_key_line(f"{options} {public_line('alice')}")
-        self.assertEqual(str(key), public_line("alice"))
+    def callLater(self, delay: float, *arguments: Any, **keywords: Any) -> DelayedCall:
+        self.pause()
+        return super().callLater(delay, *arguments, **keywords)
 
-    def test_other_options(self) -> None:
-        """Any other option disables the key, and is named."""
-        for options, name in (
-            ('from="10.0.0.1"', "from"),
-            ("no-pty", "no-pty"),
-            ('restrict,command="echo \\"a, b\\" c"', "command"),
-            ('environment="A=ssh-ed25519 AAAA"', "environment"),
-            ("cert-authority", "cert-authority"),
-            ("no-touch-required,restrict", "no-touch-required"),
-            ("permitopen", "permitopen"),
-            ("\x1b[2J", "\\x1b[2J"),
-        ):
-            error = self.assertRaises(
-                ValueError, parse_key_line, f"{options} {public_line('alice')}"
-            )
-            self.assertIn(f"option {name} ", str(error))
 
-    def test_types(self) -> None:
-        """The types that the ssh server verifies, sk- too; DSA and certificates are refused."""
-        for kind in sorted(KEY_TYPES):
-            blob = len(kind).to_bytes(4, "big") + kind.encode() + b"rest"
-            self.assertEqual(parse_key_line(f"{kind} {b64encode(blob).decode()}").blob, blob)
-        for kind in ("ssh-dss", "ssh-ed25519-cert-v01@openssh.com"):
-            blob = len(kind).to_bytes(4, "big") + kind.encode() + b"rest"
-            line = f"{kind} {b64encode(blob).decode()} comment"
-            self.assertIn(kind, str(self.assertRaises(ValueError, parse_key_line, line)))
+@implementer(IEngine)
+class _LongAnswer:
+    """Many keys, that take a while to read."""
 
-    def test_no_key(self) -> None:
-        """Other lines are refused, in words that hold nothing of the line."""
-        _, blob, _ = public_line("alice").split()
-        for line in (
-            "",
-            "secret",
-            "ssh-ed25519",
-            "ssh-ed25519 secret",
-            f"ssh-rsa {blob}",
-            f"ssh-ed25519 {blob[:-1]}",
-            f"ssh-ed25519 {blob[:20]}!{blob[20:]}",
-            "ssh-ed25519 AAAA",
-            'command="secret',
-            f'x="{"a" * 100000}',
-            "\\" * 100000,
-            "-----BEGIN OPENSSH PRIVATE KEY-----",
-        ):
-            error = self.assertRaises(ValueError, parse_key_line, line)
-            self.assertNotIn("secret", str(error))
+    def __init__(self, count: int) -> None:
+        self.read = 0
+        self._count = count
 
-    @given(some.text())
-    def test_anything(self, line: str) -> None:
-        """Any text is a key, or a ValueError."""
-        for text in (line, f"{line} {public_line('alice')}", f"{public_line('alice')} {line}"):
-            try:
-                parse_key_line(text)
-            except ValueError:
-                pass
+    async def authorized_keys(self) -> KeyList:
+        return KeyList(b"", self._keys())
+
+    def _keys(self) -> Iterator[AuthorizedKey]:
+        for number in range(self._count):
+            self.read += 1
+            yield AuthorizedKey(str(number), "user", b"%d" % number)
+
+    async def consoles(self, user_id: str) -> Sequence[ConsoleInfo]:
+        return ()
+
+
+class SliceTests(EngineTestCase):
+    """Long work is done in slices."""
+
+    def test_many_keys(self) -> None:
+        """A long answer is indexed a few milliseconds at a time."""
+        clock = _TickingClock()
+        engine = _LongAnswer(100)
+        pauses = [0]
+        clock.pause = lambda: pauses.append(engine.read)
+        keys = AuthorizedKeys(engine, clock, Lifetimes(5, 300), Outage())
+        waiting = start(keys.owner(b"99", HERE))
+        clock.advance(0)
+        self.assertIsNotNone(self.successResultOf(waiting))
+        self.assertGreater(len(pauses), 10)
+        for before, after in pairwise(pauses):
+            self.assertLessEqual(after - before, SLICE * 1000 + 1)
+
+    def test_clock_set_back(self) -> None:
+        """A clock that is set back does not make one slice of all the rest."""
+        clock = Clock()
+        clock.advance(1000)
+        taken = []
+
+        def steps() -> Iterator[None]:
+            for number in range(10):
+                clock.rightNow -= 1
+                taken.append(number)
+                yield
+
+        done = start(in_slices(steps(), clock))
+        self.assertLess(len(taken), 10)
+        for _ in range(10):
+            clock.advance(0)
+        self.successResultOf(done)
+        self.assertEqual(len(taken), 10)
+
+    def test_failure(self) -> None:
+        """What a step raises comes through."""
+
+        def steps() -> Iterator[None]:
+            yield
+            raise EngineError("half")
+
+        self.failure(in_slices(steps(), self.clock), EngineError)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from treq.testing import RequestTraversalAgent
 from twisted.internet import reactor as real_reactor
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol
@@ -29,8 +30,10 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface.verify import verifyObject
 
 from tests.engine_kit import (
+    NOW,
     EngineInMemory,
     EngineTestCase,
+    all_keys,
     authority,
     client_of,
     clock_at,
@@ -47,6 +50,7 @@ from vmconsole.engine.keyline import parse_key_line
 from vmconsole.engine.ticket import TicketVerifier
 from vmconsole.errors import ConfigError, EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Domain, DomainState, IEngine
+from vmconsole.keyoptions import KeyOptions
 
 USER = "11111111-2222-3333-4444-555555555555"
 WEB = {"vmid": "1", "vmname": "web", "host": "node1", "console": "default"}
@@ -105,6 +109,16 @@ class Servlet(Resource):
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
+class NoVerifier(TicketVerifier):
+    """Takes any ticket."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def verify(self, body: bytes, now: datetime) -> str:
+        return "{}"
+
+
 class ClientTestCase(EngineTestCase):
     """A client of a Servlet."""
 
@@ -114,11 +128,11 @@ class ClientTestCase(EngineTestCase):
         self.agent = RequestTraversalAgent(self.servlet)
         self.client = client_of(self.agent, self.clock)
 
-    def consoles(self, **settings: bool) -> Sequence[ConsoleInfo]:
-        return self.result(self.client.consoles(USER, **settings))
+    def consoles(self) -> Sequence[ConsoleInfo]:
+        return self.result(self.client.consoles(USER))
 
     def keys(self) -> Sequence[AuthorizedKey]:
-        return self.result(self.client.authorized_keys())
+        return self.result(all_keys(self.client))
 
 
 class OwnEngineTests(EngineTestCase):
@@ -137,11 +151,11 @@ class OwnEngineTests(EngineTestCase):
 
     def test_keys(self) -> None:
         """The keys of all users, with the domain that oVirt's users have."""
-        self.assertEqual(self.result(self.client.authorized_keys()), ())
+        self.assertEqual(self.result(all_keys(self.client)), ())
         for name in ("alice", "bob"):
             self.engine.store.add_user(name)
             self.engine.store.add_keys(name, public_line(name))
-        found = self.result(self.client.authorized_keys())
+        found = self.result(all_keys(self.client))
         self.assertEqual([key.user_name for key in found], ["alice@internal", "bob@internal"])
         self.assertEqual(found[0].user_id, self.engine.store.users()[0].id)
         self.assertEqual(found[0].blob, parse_key_line(public_line("alice")).blob)
@@ -183,7 +197,7 @@ class OwnEngineTests(EngineTestCase):
     def test_refused(self) -> None:
         """A certificate that is not for tickets: 403, and the text says what to look at."""
         client = client_of(RequestTraversalAgent(self.engine.root), self.clock, signer("client"))
-        text = self.failure(client.authorized_keys(), EngineError)
+        text = self.failure(all_keys(client), EngineError)
         for words in ("403", "certificate", "1.3.6.1.4.1.2312.13.1.2.1.1", "clocks", "expired"):
             self.assertIn(words, text)
 
@@ -198,7 +212,8 @@ class RequestTests(ClientTestCase):
     """What is sent."""
 
     def test_commands(self) -> None:
-        """Both commands, as the real Engine knows them; text/plain, no cookie, one try."""
+        """Both commands, as the real Engine knows them, and what else we understand; text/plain,
+        no cookie, one try."""
         self.servlet.headers[b"Set-Cookie"] = b"JSESSIONID=1"
         self.consoles()
         self.servlet.body = keys()
@@ -206,13 +221,19 @@ class RequestTests(ClientTestCase):
         self.assertEqual(
             self.servlet.commands,
             [
-                {"command": "available_consoles", "version": 1, "user_id": USER},
+                {
+                    "command": "available_consoles",
+                    "version": 1,
+                    "user_id": USER,
+                    "features": "role,key_options",
+                },
                 {
                     "command": "public_keys",
                     "version": 1,
                     "key_fp": "",
                     "key_type": "",
                     "key_content": "",
+                    "features": "role,key_options",
                 },
             ],
         )
@@ -225,114 +246,9 @@ class RequestTests(ClientTestCase):
         """A ticket goes nowhere else, whatever the engine says."""
         self.servlet.status = 302
         self.servlet.headers[b"Location"] = b"http://elsewhere.example.com/"
-        text = self.failure(self.client.authorized_keys(), EngineError)
+        text = self.failure(all_keys(self.client), EngineError)
         self.assertIn("engine.url", text)
         self.assertEqual(len(self.servlet.commands), 1)
-
-
-class CacheTests(ClientTestCase):
-    """When it asks, and when it does not."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.servlet.body = consoles(WEB, DB)
-
-    def asked(self) -> int:
-        return len(self.servlet.commands)
-
-    def test_remembered(self) -> None:
-        """An answer serves for cache_ttl seconds, for that user; ``fresh`` passes it by."""
-        for _ in range(3):
-            self.assertEqual(len(self.consoles()), 2)
-        self.assertEqual(self.asked(), 1)
-        self.result(self.client.consoles("somebody else"))
-        self.assertEqual(self.asked(), 2)
-        self.servlet.body = consoles()
-        self.assertEqual(len(self.consoles()), 2)
-        self.assertEqual(len(self.consoles(fresh=True)), 0)
-        self.assertEqual(len(self.consoles()), 0)
-        self.assertEqual(self.asked(), 3)
-        self.clock.advance(5.0)
-        self.consoles()
-        self.assertEqual(self.asked(), 4)
-
-    def test_forgotten(self) -> None:
-        """Old answers take no memory."""
-        for number in range(20):
-            self.result(self.client.consoles(f"user {number}"))
-            self.clock.advance(1.0)
-        self.assertLessEqual(len(self.client._remembered), 5)
-
-    def test_failure_is_not_remembered(self) -> None:
-        """After an error it asks again; an older answer that is not yet old still serves."""
-        self.servlet.status = 403
-        for _ in range(2):
-            self.failure(self.client.consoles(USER), EngineError)
-        self.assertEqual(self.asked(), 2)
-        self.servlet.status = 200
-        self.consoles()
-        self.servlet.status = 403
-        self.failure(self.client.consoles(USER, fresh=True), EngineError)
-        self.assertEqual(len(self.consoles()), 2)
-
-    def test_clock_set_back(self) -> None:
-        """An answer does not last longer because the clock went back."""
-        self.consoles()
-        self.clock.rightNow -= 3600
-        self.consoles()
-        self.assertEqual(self.asked(), 2)
-
-    def waiting(self, user: str = USER) -> Deferred[Sequence[ConsoleInfo]]:
-        waiting = start(self.client.consoles(user, fresh=True))
-        self.assertNoResult(waiting)
-        return waiting
-
-    def answer(self) -> None:
-        later, self.servlet.later = self.servlet.later, None
-        assert later is not None
-        later.callback(None)
-        self.agent.flush()
-
-    def test_shared(self) -> None:
-        """All who want the same answer share one request; others have their own."""
-        self.servlet.later = Deferred()
-        same = [self.waiting() for _ in range(3)]
-        other = self.waiting("somebody else")
-        self.assertEqual(self.asked(), 2)
-        self.answer()
-        for each in (*same, other):
-            self.assertEqual(len(self.successResultOf(each)), 2)
-        self.consoles(fresh=True)
-        self.assertEqual(self.asked(), 3)
-
-    def test_cancelled_waiter(self) -> None:
-        """Who no longer waits spoils nothing for the others, not even the first to ask."""
-        self.servlet.later = Deferred()
-        first, second = self.waiting(), self.waiting()
-        first.cancel()
-        self.failureResultOf(first, CancelledError)
-        self.assertNoResult(second)
-        self.answer()
-        self.assertEqual(len(self.successResultOf(second)), 2)
-
-    def test_all_cancelled(self) -> None:
-        """When nobody waits any more the answer is remembered all the same."""
-        self.servlet.later = Deferred()
-        only = self.waiting()
-        only.cancel()
-        self.failureResultOf(only, CancelledError)
-        self.answer()
-        self.consoles()
-        self.assertEqual(self.asked(), 1)
-
-    def test_shared_failure(self) -> None:
-        """A failure is shared as well."""
-        self.servlet.later, self.servlet.status = Deferred(), 403
-        both = [self.waiting(), self.waiting()]
-        self.answer()
-        for each in both:
-            self.failureResultOf(each, EngineError)
-        self.assertEqual(self.asked(), 1)
 
 
 class ReplyTests(ClientTestCase):
@@ -373,7 +289,7 @@ class ReplyTests(ClientTestCase):
             DB,
         )
         for _ in range(3):
-            self.assertEqual(self.consoles(fresh=True), (ConsoleInfo("2", "db", "node2"),))
+            self.assertEqual(self.consoles(), (ConsoleInfo("2", "db", "node2"),))
         lines = self.logged("Left out")
         self.assertEqual(len(lines), len(set(lines)))
         # The first three differ in their kind only.
@@ -385,7 +301,7 @@ class ReplyTests(ClientTestCase):
         good = public_line("alice")
         self.servlet.body = keys(
             entry("bob", "ssh-ed25519 garbage"),
-            entry("carol", f'from="10.0.0.1" {public_line("carol")}'),
+            entry("carol", f'command="true" {public_line("carol")}'),
             entry("dave", "ssh-dss AAAAB3NzaC1kc3M= dave"),
             entry("erin", ""),
             entry("frank", good, entityid=""),
@@ -399,14 +315,14 @@ class ReplyTests(ClientTestCase):
             self.assertEqual((key.user_id, key.user_name), ("id of alice", "alice@internal"))
         lines = self.logged("Left out")
         self.assertEqual(len(lines), 7)
-        self.assertEqual(len(self.logged("carol@internal: its option from is not supported")), 1)
+        self.assertEqual(len(self.logged("carol@internal: its option command is not supported")), 1)
         self.assertFalse(self.logged("erin"), "a blank line is no mistake")
 
     def test_many_problems(self) -> None:
         """However many entries are bad, the log stays short."""
         self.servlet.body = consoles(*({**WEB, "vmname": str(i), "host": ""} for i in range(3000)))
         for _ in range(2):
-            self.consoles(fresh=True)
+            self.consoles()
         self.assertEqual(len(self.logged("Left out")), 1000)
         self.assertEqual(len(self.logged("no more are logged")), 1)
 
@@ -443,6 +359,71 @@ class ReplyTests(ClientTestCase):
             self.assertIn(str(status), text)
             failure = self.failureResultOf(start(self.client.consoles(USER)))
             self.assertNotIsInstance(failure.value, EngineUnreachable)
+
+    def test_what_to_look_at(self) -> None:
+        """403 and 500 tell what is wrong with our certificate, and how far the clocks are apart,
+        as far as it shows."""
+        for status in (403, 500):
+            self.servlet.status = status
+            text = self.failure(self.client.consoles(USER), EngineError)
+            self.assertNotIn("Our certificate", text)
+            for seconds, words in (
+                (40, "The engine's clock is 40 seconds ahead of ours"),
+                (-3700, "The engine's clock is 3700 seconds behind ours"),
+            ):
+                date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
+                self.servlet.headers[b"Date"] = date.encode()
+                self.assertIn(words, self.failure(self.client.consoles(USER), EngineError))
+            for date in (format_datetime(NOW, usegmt=True), "yesterday", ""):
+                self.servlet.headers[b"Date"] = date.encode()
+                text = self.failure(self.client.consoles(USER), EngineError)
+                self.assertNotIn("clock is", text)
+        self.servlet.verifier = NoVerifier()
+        self.client = client_of(self.agent, self.clock, signer("client"))
+        text = self.failure(self.client.consoles(USER), EngineError)
+        self.assertIn("Our certificate: its extended key usage lacks", text)
+
+    def test_read_as_taken(self) -> None:
+        """The keys are read one by one, as they are taken; the same reply has the same digest,
+        another one has another."""
+        self.servlet.body = keys(entry("alice", public_line("alice")), 1, 2)
+        first = self.result(self.client.authorized_keys())
+        self.assertFalse(self.logged("Left out"))
+        self.assertEqual(len(list(first.keys)), 1)
+        self.assertEqual(len(self.logged("Left out")), 1)
+        self.assertEqual(self.result(self.client.authorized_keys()).digest, first.digest)
+        self.servlet.body = keys(entry("alice", public_line("alice")))
+        self.assertNotEqual(self.result(self.client.authorized_keys()).digest, first.digest)
+
+    def test_options(self) -> None:
+        """The options of a key come with it."""
+        self.servlet.body = keys(entry("alice", f'from="192.0.2.7" {public_line("alice")}'))
+        [key] = self.keys()
+        self.assertEqual(key.options, KeyOptions(sources=("192.0.2.7",)))
+
+    def test_no_keys(self) -> None:
+        """A reply that has no keys is an answer only when it says so."""
+        self.servlet.body = keys()
+        self.assertEqual(self.keys(), ())
+        for body in (
+            consoles(WEB),
+            {"content": "key_list"},
+            {"content": "key_list", "keys": None},
+            {"keys": []},
+            [],
+            {"content": "key_list", "other": ["x" * 1000] * 2000},
+        ):
+            self.servlet.body = body
+            self.assertIn("answer", self.failure(all_keys(self.client), EngineError))
+
+    def test_cut(self) -> None:
+        """A reply that ends in the middle gives no keys at all: whoever reads them is told."""
+        whole = json.dumps(keys(*(entry(f"u{n}", public_line("alice")) for n in range(9)))).encode()
+        for size in (len(whole) - 1, len(whole) - 2, len(whole) // 2):
+            self.servlet.body = whole[:size]
+            self.failure(all_keys(self.client), EngineError)
+        self.servlet.body = whole + b"]"
+        self.failure(all_keys(self.client), EngineError)
 
     def test_gzip(self) -> None:
         """A compressed reply is read; the limit counts what comes out."""
@@ -497,7 +478,7 @@ class ReplyTests(ClientTestCase):
         """Any JSON, as reply or as entry, gives an answer or an EngineError."""
         for body in (value, keys(value), consoles(value), keys({**entry("a", ""), "key": value})):
             self.servlet.body = json.dumps(body).encode()
-            for ask in (self.client.authorized_keys(), self.client.consoles(USER, fresh=True)):
+            for ask in (all_keys(self.client), self.client.consoles(USER)):
                 asked = start(ask)
                 asked.addErrback(lambda failure: failure.trap(EngineError))
                 self.successResultOf(asked)
@@ -506,7 +487,7 @@ class ReplyTests(ClientTestCase):
     def test_any_bytes(self, body: bytes) -> None:
         """So do any bytes."""
         self.servlet.body = body
-        self.failure(self.client.authorized_keys(), EngineError)
+        self.failure(all_keys(self.client), EngineError)
 
 
 class SocketTests(TestCase):
@@ -686,7 +667,7 @@ class SocketTests(TestCase):
         self.assertEqual(console.host, "node1")
         await port.stopListening()
         try:
-            await client.consoles(USER, fresh=True)
+            await client.consoles(USER)
         except EngineUnreachable as error:
             self.assertIn("The embedded engine does not answer", str(error))
         else:

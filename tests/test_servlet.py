@@ -24,7 +24,14 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from tests.engine_kit import EngineInMemory, EngineTestCase, public_line, short_directory, signer
+from tests.engine_kit import (
+    EngineInMemory,
+    EngineTestCase,
+    all_keys,
+    public_line,
+    short_directory,
+    signer,
+)
 from tests.test_inventory import RecordingSource
 from vmconsole import config, pki
 from vmconsole.engine.client import EngineClient
@@ -399,7 +406,7 @@ class ServiceTests(TestCase):
         with self.assertRaises(EngineUnreachable):
             await self.client.authorized_keys()
         self.start()
-        self.assertEqual(await self.client.authorized_keys(), ())
+        self.assertEqual(await all_keys(self.client), ())
         path = self.directory / "engine.sock"
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
         await self.until(lambda: bool(self.source.told))
@@ -418,7 +425,7 @@ class ServiceTests(TestCase):
             store.grant("alice", "web*")
 
         await self.in_store(change)
-        [key] = await self.client.authorized_keys()
+        [key] = await all_keys(self.client)
         await self.until(lambda: ("watch", "node1", "test:///default") in self.source.told)
         self.assertIn(("unwatch", "localhost"), self.source.told)
         observer = self.source.observer
@@ -427,7 +434,7 @@ class ServiceTests(TestCase):
         [console] = await self.client.consoles(key.user_id)
         self.assertEqual((console.vm_name, console.host), ("web1", "node1"))
         await self.in_store(lambda store: store.revoke("alice", "web*"))
-        self.assertEqual(await self.client.consoles(key.user_id, fresh=True), ())
+        self.assertEqual(await self.client.consoles(key.user_id), ())
 
     async def test_stop(self) -> None:
         """After stopping there is no socket, nothing is watched, and the client is told."""
@@ -479,7 +486,7 @@ class ServiceTests(TestCase):
         await self.engine.stopService()
         self.start()
         self.assertEqual((await self.engine.ready()).certificate, first.certificate)
-        self.assertEqual(await self.client.authorized_keys(), ())
+        self.assertEqual(await all_keys(self.client), ())
 
     async def test_stale_socket(self) -> None:
         """The socket of a killed process is replaced."""
@@ -488,7 +495,7 @@ class ServiceTests(TestCase):
         left.bind(str(self.directory / "engine.sock"))
         left.close()
         self.start()
-        self.assertEqual(await self.client.authorized_keys(), ())
+        self.assertEqual(await all_keys(self.client), ())
 
     async def test_second(self) -> None:
         """A second one in the same state directory does not start; the first goes on."""
@@ -499,7 +506,7 @@ class ServiceTests(TestCase):
         self.assertIn("Another vmconsole", await self.fails(second))
         with self.assertRaises(EngineUnreachable):
             await self.client_of(second).authorized_keys()
-        self.assertEqual(await self.client.authorized_keys(), ())
+        self.assertEqual(await all_keys(self.client), ())
 
     async def test_something_in_the_way(self) -> None:
         """A file that is no socket is not removed: it does not start."""
@@ -537,7 +544,7 @@ class ServiceTests(TestCase):
         self.assertIn("500", str(caught.exception))
         await deferLater(reactor, 1.2)
         await deferToThread(rename, "keys_away", "keys")
-        self.assertEqual(await self.client.authorized_keys(), ())
+        self.assertEqual(await all_keys(self.client), ())
 
     async def test_body_is_capped(self) -> None:
         """Of a body of 50 MiB nothing is kept, and it is refused."""
@@ -577,11 +584,11 @@ class ServiceTests(TestCase):
         engine = EmbeddedEngine(reactor, self.config, self.source)
         self.start(engine)
         await engine.ready()
-        self.assertEqual(await self.client_of(engine).authorized_keys(), ())
+        self.assertEqual(await all_keys(self.client_of(engine)), ())
         identity = pki.issue(other, "proxy", "ticket", now, key_size=2048)
 
         async def credentials() -> pki.Identity:
             return identity
 
         client = make_engine_client(reactor, self.config, credentials)
-        self.assertEqual(await client.authorized_keys(), ())
+        self.assertEqual(await all_keys(client), ())

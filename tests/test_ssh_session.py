@@ -127,7 +127,8 @@ class CommandTests(SessionTestCase):
 
     def test_new_vm(self) -> None:
         """A VM that came since the engine was asked last is found by asking again."""
-        self.pair.engine.fresh_vms[ALICE.id] = [console("vm9")]
+        self.pair.run(b"list")
+        self.pair.engine.vms[ALICE.id] = [console("vm9")]
         self.pair.run(b"vm9", pty=True)
         self.assertEqual(len(self.pair.guests.opened), 1)
 
@@ -324,12 +325,13 @@ class ConsoleTests(SessionTestCase):
     def test_closed_while_the_engine_thinks(self) -> None:
         """A channel that closes while the engine is asked is done: nothing is opened later."""
         gate: Deferred[None] = Deferred()
-        self.pair.engine.gate = gate
+        self.pair.engine.consoles_gate = gate
         channel = self.pair.run(b"vm1", pty=True)
         channel.loseConnection()
         self.pair.flush()
         self.assertTrue(channel.gone)
-        self.assertTrue(gate.called)
+        gate.callback(None)
+        self.pair.flush()
         self.assertEqual(self.pair.guests.opened, [])
 
     def test_give_up(self) -> None:

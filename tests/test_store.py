@@ -231,6 +231,28 @@ class KeyTests(StoreTestCase):
         [key] = self.store.keys()
         self.assertEqual(key.blob, parse_key_line(public_line("alice")).blob)
 
+    def test_options_that_restrict(self) -> None:
+        """What cannot be kept is not dropped: the key is refused, and why, and the cure."""
+        kind = "sk-ssh-ed25519@openssh.com"
+        blob = len(kind).to_bytes(4, "big") + kind.encode() + b"\0\0\0\x20" + b"\1" * 32
+        token = f"{kind} {b64encode(blob + bytes([0, 0, 0, 4]) + b'ssh:').decode()}"
+        self.assertEqual(len(parse_public_keys(f"restrict {token}")), 1)
+        for options, names in (
+            ('from="10.0.0.1"', "from"),
+            ('expiry-time="20300101"', "expiry-time"),
+            ("verify-required", "verify-required"),
+            ('restrict,verify-required,from="*"', "from, verify-required"),
+        ):
+            with self.refused(
+                f"Line 2: the embedded engine cannot keep the option {names} yet",
+                "not added",
+                "leave the option out",
+            ):
+                self.store.add_keys("alice", f"{public_line('alice')}\n{options} {token}")
+        with self.refused("Line 1", "sk- keys only"):
+            self.store.add_keys("alice", f"verify-required {public_line('alice')}")
+        self.assertEqual(self.store.keys(), [])
+
     @given(some.text())
     def test_anything(self, pasted: str) -> None:
         """Whatever is pasted, it is keys or a StoreError."""

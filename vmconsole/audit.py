@@ -7,6 +7,7 @@ set of named fields, and everything from outside in them is escaped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from twisted.logger import Logger
@@ -29,6 +30,9 @@ class Login(msgspec.Struct, frozen=True):
     fingerprint: str
     """``SHA256:...`` of the key, as ssh-keygen -l shows it."""
     address: str
+    answered: float | None = None
+    """When the engine said that this is the user's key (POSIX seconds), if it did not answer at
+    the login; None: it did."""
 
 
 class Audit:
@@ -58,6 +62,31 @@ class Audit:
             login_name=printable(name),
             fingerprints=list(fingerprints),
             reason=reason,
+        )
+
+    def revoked(self, login: Login, reason: str) -> None:
+        """A login that no longer holds was ended."""
+        self._log.info(
+            f"revoked session={{session}} {_USER} reason={{reason!r}}",
+            event="revoked",
+            reason=reason,
+            **_identity(login),
+        )
+
+    def unchecked(self, login: Login, since: float) -> None:
+        """The engine no longer says whether an open session may go on; it last did at ``since``
+        (POSIX seconds)."""
+        self._log.info(
+            f"unchecked session={{session}} {_USER} since={{since}}",
+            event="unchecked",
+            since=datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
+            **_identity(login),
+        )
+
+    def checked(self, login: Login) -> None:
+        """The engine says again that an open session may go on."""
+        self._log.info(
+            f"checked again session={{session}} {_USER}", event="checked", **_identity(login)
         )
 
     def attached(self, login: Login, channel: int, console: ConsoleInfo) -> None:

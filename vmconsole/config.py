@@ -48,6 +48,8 @@ class Engine(_Section, frozen=True):
     key: str = ""
     timeout: float = 5.0
     cache_ttl: float = 5.0
+    stale_grace: float = 300.0
+    recheck: float = 15.0
     embedded: EmbeddedEngine = EmbeddedEngine()
 
 
@@ -156,6 +158,7 @@ def _check(config: Config) -> None:
     _escape_byte(config.console.escape)
     positive = {
         "engine.timeout": config.engine.timeout,
+        "engine.recheck": config.engine.recheck,
         "console.backlog": config.console.backlog,
         "limits.login_grace": config.limits.login_grace,
         "limits.auth_tries": config.limits.auth_tries,
@@ -165,8 +168,10 @@ def _check(config: Config) -> None:
     for key, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key} = {value}: it must be greater than 0.")
-    if not (config.engine.cache_ttl >= 0 and math.isfinite(config.engine.cache_ttl)):
-        raise ConfigError(f"engine.cache_ttl = {config.engine.cache_ttl}: 0 is the least.")
+    for key in ("cache_ttl", "stale_grace"):
+        value = getattr(config.engine, key)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"engine.{key} = {value}: 0 is the least.")
     if config.ssh.listen and not config.ssh.users:
         raise ConfigError("ssh.users is empty: nobody could log in. Name at least one.")
     if config.ssh.listen and not config.ssh.host_keys:

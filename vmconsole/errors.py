@@ -23,6 +23,10 @@ class EngineUnreachable(EngineError):
     """The engine gave no answer: refused, reset, timed out, or 502 to 504 from a gateway."""
 
 
+class KeyRefused(VMConsoleError):
+    """The key is known, and its options do not let it in here or now."""
+
+
 class ConsoleError(VMConsoleError):
     """A console could not be opened, or could not go on."""
 

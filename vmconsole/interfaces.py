@@ -1,13 +1,13 @@
 """The seams: what the parts promise each other, and the values that cross.
 
-``ssh`` asks an ``IEngine`` who somebody is and what they may open, and ``IConsoleEndpoints`` for
-the way to a guest; the embedded engine is an ``IDomainObserver`` of an ``IDomainSource``, the
-hosts. Everything else is plain classes.
+``ssh`` asks ``IPermissions`` who somebody is and what they may open, and ``IConsoleEndpoints`` for
+the way to a guest; permissions come from an ``IEngine``; the embedded engine is an
+``IDomainObserver`` of an ``IDomainSource``, the hosts. Everything else is plain classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Literal
 
@@ -15,16 +15,28 @@ import msgspec
 from twisted.internet.interfaces import IConsumer, ITransport
 from zope.interface import Attribute, Interface
 
+from vmconsole.keyoptions import KeyOptions
+
 Role = Literal["operator", "viewer"]
 
 
-class AuthorizedKey(msgspec.Struct, frozen=True):
+class AuthorizedKey(msgspec.Struct, frozen=True, gc=False):
     """One public key of one user, as the engine tells it."""
 
     user_id: str
     user_name: str
     blob: bytes
     """The key in the wire format of RFC 4253, section 6.6."""
+    options: KeyOptions = KeyOptions()
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    """The engine's keys, of all users."""
+
+    digest: bytes
+    """The same for the same answer: who has an index of it need not read it again."""
+    keys: Iterable[AuthorizedKey]
+    """Read as they are taken, once. Raises EngineError when the answer is no use after all."""
 
 
 class User(msgspec.Struct, frozen=True):
@@ -32,6 +44,16 @@ class User(msgspec.Struct, frozen=True):
 
     id: str
     name: str
+
+
+class KeyOwner(msgspec.Struct, frozen=True):
+    """Who may log in with a key."""
+
+    user: User
+    verify_required: bool = False
+    """Whether the signature has to say that the user was verified, not only present."""
+    answered: float | None = None
+    """When the engine said so (POSIX seconds), if it does not answer now; None: it just did."""
 
 
 class ConsoleInfo(msgspec.Struct, frozen=True):
@@ -42,6 +64,14 @@ class ConsoleInfo(msgspec.Struct, frozen=True):
     host: str
     console: str = "default"
     role: Role = "operator"
+
+
+class ConsoleList(msgspec.Struct, frozen=True):
+    """What a user may open, by name."""
+
+    consoles: Sequence[ConsoleInfo]
+    answered: float | None = None
+    """As in KeyOwner."""
 
 
 class DomainState(Enum):
@@ -64,16 +94,58 @@ class Domain(msgspec.Struct, frozen=True):
 
 
 class IEngine(Interface):
-    """Who may log in, and what they may open."""
+    """An engine, asked anew by each call. All methods raise EngineError."""
 
-    async def authorized_keys() -> Sequence[AuthorizedKey]:
-        """Every key of every user. Raises EngineError."""
+    async def authorized_keys() -> KeyList:
+        """Every key of every user."""
 
-    async def consoles(user_id: str, fresh: bool = False) -> Sequence[ConsoleInfo]:
-        """The consoles that the user may open, sorted by name.
+    async def consoles(user_id: str) -> Sequence[ConsoleInfo]:
+        """The consoles that the user may open, sorted by name."""
 
-        ``fresh`` passes by what is remembered of an earlier answer. Raises EngineError.
+
+class IPermissions(Interface):
+    """Who may log in, what they may open, and until when."""
+
+    placed_only = Attribute(
+        "Whether a VM that runs nowhere is not listed, as an oVirt Engine does."
+    )
+
+    async def owner(blob: bytes, address: str) -> KeyOwner | None:
+        """Whose key this is, in RFC 4253's format; None: nobody's.
+
+        Raises KeyRefused when its options do not let it in from ``address`` now, EngineError.
         """
+
+    async def consoles(user_id: str, fresh: bool = False) -> ConsoleList:
+        """The consoles that the user may open. ``fresh`` passes by what is remembered of an
+        earlier answer, unless the engine does not answer. Raises EngineError."""
+
+    def watch(
+        blob: bytes,
+        address: str,
+        owner: KeyOwner,
+        revoked: Callable[[str], None],
+        unchecked: Callable[[float | None], None],
+    ) -> IWatch:
+        """Look again and again whether a login still holds.
+
+        ``revoked`` is called once, with a sentence for the user. ``unchecked`` is called with the
+        time (POSIX seconds) of the last good look when the engine gives no usable answer any
+        more, and with None when it does again.
+        """
+
+
+class IWatch(Interface):
+    """The look at one login."""
+
+    def console(
+        console: ConsoleInfo, revoked: Callable[[str], None], role: Callable[[Role], None]
+    ) -> Callable[[], None]:
+        """Look at the permission for a console, too, from when its stream is open until the
+        result is called. ``role`` is called when the user's role has changed."""
+
+    def stop() -> None:
+        """The login is over."""
 
 
 class IConsoleEndpoints(Interface):

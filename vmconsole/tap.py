@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from twisted.python.failure import Failure
 from vmconsole import __version__, config
 from vmconsole.audit import Audit
 from vmconsole.console.console import ConsolePool
-from vmconsole.engine.authorized_keys import AuthorizedKeys
 from vmconsole.engine.embedded.service import EmbeddedEngine
 from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
+from vmconsole.engine.last_answer import Lifetimes
+from vmconsole.engine.permissions import Permissions
 from vmconsole.errors import ConfigError, VMConsoleError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.publickeys import fingerprint
@@ -88,6 +90,10 @@ class ConsoleProxy(MultiService):
     def startService(self) -> None:
         """Start the parts."""
         self._start(super().startService)
+        # What is there by now stays. A full pass of the collector through it takes some 20 ms,
+        # in which nobody's keys are served.
+        gc.collect()
+        gc.freeze()
         ready = self._embedded.ready() if self._embedded else succeed(None)
         ready.addCallbacks(self._say_ready, self._engine_failed)
 
@@ -179,23 +185,32 @@ def make_proxy(
     embedded = files = None
     if loaded.engine.url:
         files = EngineFiles(reactor, loaded)
-        engine = make_engine_client(reactor, loaded, files.credentials, lambda: files.authorities)
+        client = make_engine_client(reactor, loaded, files.credentials, lambda: files.authorities)
     else:
         embedded = EmbeddedEngine(reactor, loaded, hosts)
-        engine = make_engine_client(reactor, loaded, embedded.credentials)
-    keys = AuthorizedKeys(engine, reactor, loaded.engine.cache_ttl)
+        client = make_engine_client(reactor, loaded, embedded.credentials)
+    permissions = Permissions(
+        client,
+        reactor,
+        Lifetimes(loaded.engine.cache_ttl, loaded.engine.stale_grace),
+        loaded.engine.recheck,
+        # The embedded engine tells of VMs that are off, too.
+        placed_only=bool(loaded.engine.url),
+    )
     consoles = ConsolePool(hosts, reactor, loaded.console.backlog)
     audit = Audit()
-    commands = Commands(engine, consoles, audit, reactor, loaded.escape_byte)
-    realm = ConsoleRealm(commands, reactor, loaded.limits.sessions_per_connection)
-    portal = Portal(realm, [EngineKeyChecker(keys.lookup, loaded.ssh.users)])
+    commands = Commands(permissions, consoles, audit, reactor, loaded.escape_byte)
+    realm = ConsoleRealm(
+        permissions, commands, audit, reactor, loaded.limits.sessions_per_connection
+    )
+    portal = Portal(realm, [EngineKeyChecker(permissions, loaded.ssh.users)])
     factory = ConsoleSSHFactory(portal, loaded, audit, reactor, random)
 
     proxy = ConsoleProxy(reactor, loaded, factory, embedded)
     # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts.
     expiry_watch = ExpiryWatch(reactor, loaded, files)
     hang_up = HangUp(reactor, files.reload if files else _nothing_to_reload)
-    for part in (hosts, embedded, files, expiry_watch, hang_up, consoles):
+    for part in (hosts, embedded, files, expiry_watch, hang_up, permissions, consoles):
         if part is not None:
             part.setServiceParent(proxy)
     for description in loaded.ssh.listen:

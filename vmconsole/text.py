@@ -10,6 +10,8 @@ def printable(text: str, limit: int = 256) -> str:
     on the terminal, nor forge a log line. Longer than ``limit`` characters, it ends with ``...``.
     """
     cut = text if len(text) <= limit else text[:limit] + "..."
+    if cut.isprintable() and "\\" not in cut:
+        return cut
     return "".join(
         char if char.isprintable() and char != "\\" else char.encode("unicode_escape").decode()
         for char in cut
@@ -26,3 +28,13 @@ def printable_bytes(data: bytes, limit: int = 256) -> str:
         else:
             pieces.append(printable(piece))
     return "".join(pieces[:limit]) + ("..." if len(data) > limit else "")
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was, in words: ``2 minutes ago``."""
+    count, unit = max(0, int(seconds)), "second"
+    for size, larger in ((60, "minute"), (60, "hour"), (24, "day")):
+        if count < 2 * size:
+            break
+        count, unit = count // size, larger
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"

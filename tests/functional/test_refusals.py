@@ -77,9 +77,9 @@ class LoginTests(FunctionalTestCase):
 
 
 class EngineTests(FunctionalTestCase):
-    """When the engine does not answer."""
+    """When the engine does not answer, and nothing older may serve."""
 
-    configuration = "[engine]\ncache_ttl = 0.0\n"
+    configuration = "[engine]\ncache_ttl = 0.0\nstale_grace = 0.0\n"
 
     async def test_engine_stopped(self) -> None:
         """The banner says so before ssh's refusal; once it is back, all is well again."""

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from vmconsole.console.console import Attachment, ConsolePool
 from vmconsole.console.escape import Command, EscapeScanner, escape_name
 from vmconsole.errors import ConsoleError
-from vmconsole.interfaces import ConsoleInfo
+from vmconsole.interfaces import ConsoleInfo, Role
 from vmconsole.text import printable
 
 # Seconds after a lone escape character until the help line is shown.
@@ -74,7 +74,7 @@ class ConsoleSession(Protocol):
     """One user on one console; the protocol on the user's channel.
 
     Keys that are typed before the console is open wait for it, and the channel's window bounds
-    how many can.
+    how many can. Those of a viewer, who may only watch, go nowhere.
     """
 
     transport: ITransport
@@ -87,6 +87,8 @@ class ConsoleSession(Protocol):
         self._pool = pool
         self._clock = clock
         self._escape = escape
+        self._role = info.role
+        self._told_viewer = False
         self._scanner = EscapeScanner(escape)
         self._early = bytearray()
         self._connecting: Deferred[Attachment] | None = None
@@ -128,6 +130,19 @@ class ConsoleSession(Protocol):
         self.transport.write(_TERMINAL_RESET)
         self._say(reason)
         return reason
+
+    def revoke(self, reason: str) -> None:
+        """The user may not go on."""
+        self._leave(reason)
+
+    def change_role(self, role: Role) -> None:
+        """From now on the user may type, or may only watch."""
+        self._role = role
+        self._told_viewer = True
+        if role == "viewer":
+            self._say(f"From now on you may only watch {self._name}.")
+        else:
+            self._say(f"From now on you may type on {self._name}.")
 
     # --- Protocol: from the user
 
@@ -174,8 +189,11 @@ class ConsoleSession(Protocol):
 
     def _opened(self, attachment: Attachment) -> None:
         self._attachment = attachment
-        self._say(f"{self._name} on {printable(self._info.host)}. {self._how_to_leave()}")
-        self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet)
+        watching = ", watching only" if self._role == "viewer" else ""
+        place = f"{self._name} on {printable(self._info.host)}{watching}"
+        self._say(f"{place}. {self._how_to_leave()}")
+        if self._role == "operator":
+            self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet)
         early, self._early = bytes(self._early), bytearray()
         if early:
             attachment.write(early)
@@ -185,7 +203,11 @@ class ConsoleSession(Protocol):
             self._leave_when_quiet()
 
     def _type(self, data: bytes) -> None:
-        if self._attachment is not None:
+        if self._role == "viewer":
+            if not self._told_viewer:
+                self._told_viewer = True
+                self._say(f"You may only watch {self._name}; what you type goes nowhere.")
+        elif self._attachment is not None:
             self._attachment.write(data)
         else:
             self._early += data

@@ -2,77 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from vmconsole.errors import EngineError
-from vmconsole.interfaces import AuthorizedKey, IEngine, User
+from vmconsole.engine.last_answer import Answer, LastAnswer, Lifetimes, Outage
+from vmconsole.engine.slices import in_slices
+from vmconsole.errors import EngineUnreachable, KeyRefused
+from vmconsole.interfaces import AuthorizedKey, IEngine, KeyOwner, User
+from vmconsole.keyoptions import KeyOptions
 from vmconsole.publickeys import fingerprint
-from vmconsole.text import printable
+from vmconsole.text import ago, printable
 
 # Strangers' keys must not make us ask more often than this, in seconds.
 _SHORTEST_INTERVAL = 1.0
+_NO_OPTIONS = KeyOptions()
 
 
-class AuthorizedKeys:
-    """The engine's keys, indexed by blob, asked for again when older than ``cache_ttl`` seconds.
+class Index:
+    """Users by their keys' blobs; of the keys no objects are made. ``digest`` is the answer's.
 
     A key that belongs to two users is refused for both: nobody could tell who logs in.
     """
 
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+        self.users: dict[bytes, User | None] = {}
+        """None: the key belongs to several users."""
+        self.sharers: dict[bytes, set[str]] = {}
+        """The names of those users."""
+        self._options: dict[bytes, tuple[KeyOptions, ...]] = {}
+
+    def add(self, keys: Iterable[AuthorizedKey]) -> Iterator[None]:
+        """Add ``keys``, one at each step."""
+        users: dict[str, User] = {}
+        for key in keys:
+            user = users.setdefault(key.user_id, User(key.user_id, key.user_name))
+            if key.blob not in self.users:
+                self.users[key.blob] = user
+                if key.options != _NO_OPTIONS:
+                    self._options[key.blob] = (key.options,)
+            elif self.users[key.blob] is not user:
+                known = self.users[key.blob]
+                self.sharers.setdefault(key.blob, {known.name} if known else set()).add(user.name)
+                self.users[key.blob] = None
+            elif key.blob in self._options:
+                self._options[key.blob] += (key.options,)
+            yield
+
+    def empty(self) -> Iterator[None]:
+        """Take all out again, one at each step: to free many small objects takes its time, too."""
+        while self.users:
+            self.users.popitem()
+            yield
+
+    def owner(self, blob: bytes, address: str, now: float) -> KeyOwner | None:
+        """Who may log in with this key, from ``address``, at ``now``. Raises KeyRefused.
+
+        A user's key may stand in several lines: one that lets it in is enough.
+        """
+        user = self.users.get(blob)
+        if user is None:
+            return None
+        lines = self._options.get(blob, (_NO_OPTIONS,))
+        refusals = [line.refusal(address, now) for line in lines]
+        letting_in = [line for line, refusal in zip(lines, refusals, strict=True) if not refusal]
+        if not letting_in:
+            raise KeyRefused(refusals[0])
+        return KeyOwner(user, all(line.verify_required for line in letting_in))
+
+
+class AuthorizedKeys:
+    """The engine's keys, indexed. Asked for again when older than ``cache_ttl``."""
+
     _log = Logger()
 
-    def __init__(self, engine: IEngine, clock: IReactorTime, cache_ttl: float = 5.0) -> None:
+    def __init__(
+        self, engine: IEngine, clock: IReactorTime, lifetimes: Lifetimes, outage: Outage
+    ) -> None:
         self._engine = engine
         self._clock = clock
-        self._cache_ttl = cache_ttl
-        self._keys: Sequence[AuthorizedKey] = ()
-        self._index: dict[bytes, User | None] = {}
-        self._indexed: float | None = None
-        self._failed: tuple[float, EngineError] | None = None
-        self._ambiguous: frozenset[bytes] = frozenset()
+        self._last = LastAnswer(self._ask, clock, lifetimes, outage)
 
-    async def lookup(self, blob: bytes) -> User | None:
-        """The one user with this key, in RFC 4253's format; None: nobody. Raises EngineError."""
-        good_for = self._cache_ttl if blob in self._index else _SHORTEST_INTERVAL
-        if not self._is_younger(self._indexed, good_for):
-            await self._refresh()
-        return self._index.get(blob)
+    async def owner(self, blob: bytes, address: str) -> KeyOwner | None:
+        """See IPermissions."""
+        answer = await self._answer_for(blob)
+        now = self._clock.seconds()
+        owner = answer.value.owner(blob, address, now)
+        if answer.answered is None:
+            return owner
+        if owner is None:
+            raise EngineUnreachable(
+                "The engine does not answer, and this key was not in its last answer, from "
+                f"{ago(now - answer.answered)}."
+            )
+        return KeyOwner(owner.user, owner.verify_required, answer.answered)
 
-    async def _refresh(self) -> None:
-        if self._failed and self._is_younger(self._failed[0], _SHORTEST_INTERVAL):
-            raise self._failed[1]
-        asked = self._clock.seconds()
-        try:
-            keys = await self._engine.authorized_keys()
-        except EngineError as error:
-            self._failed = (self._clock.seconds(), error)
-            raise
-        self._indexed = asked
-        # All who waited for the same answer get the same object.
-        if keys is not self._keys:
-            self._keys = keys
-            self._index_keys(keys)
+    async def fresh(self) -> Index:
+        """What the engine just said. Raises EngineError."""
+        return await self._last.fresh()
 
-    def _is_younger(self, moment: float | None, seconds: float) -> bool:
-        # A clock that was set back must not make an answer last.
-        return moment is not None and 0 <= self._clock.seconds() - moment < seconds
+    async def _answer_for(self, blob: bytes) -> Answer[Index]:
+        index = self._last.value
+        if index is not None and blob in index.users:
+            return await self._last.get(ahead=True)
+        return await self._last.get(_SHORTEST_INTERVAL)
 
-    def _index_keys(self, keys: Sequence[AuthorizedKey]) -> None:
-        index: dict[bytes, User | None] = {}
-        names: dict[bytes, set[str]] = {}
-        for key in keys:
-            known = index.setdefault(key.blob, User(key.user_id, key.user_name))
-            if known is None or known.id != key.user_id:
-                names.setdefault(key.blob, {known.name} if known else set()).add(key.user_name)
-                index[key.blob] = None
-        for blob in names.keys() - self._ambiguous:
+    async def _ask(self, last: Index | None) -> Index:
+        keys = await self._engine.authorized_keys()
+        if last is not None and last.digest == keys.digest:
+            return last
+        index = Index(keys.digest)
+        await in_slices(index.add(keys.keys), self._clock)
+        if last is not None:
+            # Later: until this returns it is still the one that answers.
+            self._clock.callLater(0, self._drop, last)
+        for blob in index.sharers.keys() - (last.sharers.keys() if last else ()):
             self._log.warn(
                 "The key {fingerprint} belongs to several users and is refused for all of them: "
                 "{users}",
                 fingerprint=fingerprint(blob),
-                users=", ".join(printable(name) for name in sorted(names[blob])),
+                users=", ".join(printable(name) for name in sorted(index.sharers[blob])),
             )
-        self._index, self._ambiguous = index, frozenset(names)
+        return index
+
+    def _drop(self, index: Index) -> None:
+        Deferred.fromCoroutine(in_slices(index.empty(), self._clock))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from typing import Any, NamedTuple, cast
 
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -30,6 +33,18 @@ from vmconsole.text import printable
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 
 
+class Reply(NamedTuple):
+    """A whole reply."""
+
+    status: int
+    pieces: list[bytes]
+    """The body. It may be large: nothing that takes long is done with it in one go."""
+    digest: bytes
+    """SHA-256 of the body."""
+    date: datetime | None
+    """The engine's time, if it told it."""
+
+
 class Exchange:
     """POSTs to ``url``, within ``timeout`` seconds, for replies of up to ``max_reply`` bytes.
 
@@ -53,8 +68,8 @@ class Exchange:
         self._max_reply = max_reply
         self._who = who
 
-    async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Send ``body`` as text/plain; the status and the reply's body.
+    async def post(self, body: bytes) -> Reply:
+        """Send ``body`` as text/plain.
 
         Raises EngineUnreachable when no whole answer came in time; EngineError when it is too
         large, is no HTTP, or when TLS does not trust the engine.
@@ -76,7 +91,7 @@ class Exchange:
             if limit.active():
                 limit.cancel()
 
-    async def _exchange(self, body: bytes) -> tuple[int, bytes]:
+    async def _exchange(self, body: bytes) -> Reply:
         response = await self._http.post(
             self._url,
             data=_Body(body),
@@ -88,7 +103,8 @@ class Exchange:
             reactor=cast(Any, self._clock),
         )
         # Also when the status says all: an unread reply would keep the connection open.
-        return response.code, await _Reply.read(response, self._max_reply)
+        reader = await _Reader.read(response, self._max_reply)
+        return Reply(response.code, reader.pieces, reader.digest.digest(), _date(response.headers))
 
 
 @implementer(IBodyProducer)
@@ -113,28 +129,30 @@ class _Body:
         """Nothing is left to stop."""
 
 
-class _Reply(Protocol):
+class _Reader(Protocol):
     """Collects a reply's body, up to ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
+        self.pieces: list[bytes] = []
+        self.digest = sha256()
         self._limit = limit
-        self._chunks: list[bytes] = []
         self._size = 0
-        self._done: Deferred[bytes] | None = Deferred(self._cancelled)
+        self._done: Deferred[_Reader] | None = Deferred(self._cancelled)
 
     @classmethod
-    def read(cls, response: IResponse, limit: int) -> Deferred[bytes]:
-        """The body. Cancelling closes the connection."""
-        reply = cls(limit)
-        done = reply._done
+    def read(cls, response: IResponse, limit: int) -> Deferred[_Reader]:
+        """The reader, when it has all. Cancelling closes the connection."""
+        reader = cls(limit)
+        done = reader._done
         assert done is not None
-        response.deliverBody(reply)
+        response.deliverBody(reader)
         return done
 
     def dataReceived(self, data: bytes) -> None:
         self._size += len(data)
         if self._size <= self._limit:
-            self._chunks.append(data)
+            self.pieces.append(data)
+            self.digest.update(data)
             return
         done = self._stop()
         if done is not None:
@@ -146,19 +164,27 @@ class _Reply(Protocol):
             return
         # Without a length the end of the connection is the end; what is cut shows in the JSON.
         if isinstance(reason.value, (ResponseDone, PotentialDataLoss)):
-            done.callback(b"".join(self._chunks))
+            done.callback(self)
         else:
             done.errback(reason)
 
-    def _cancelled(self, _: Deferred[bytes]) -> None:
+    def _cancelled(self, _: Deferred[_Reader]) -> None:
         self._stop()
 
-    def _stop(self) -> Deferred[bytes] | None:
-        self._chunks.clear()
+    def _stop(self) -> Deferred[_Reader] | None:
+        self.pieces.clear()
         # Unlike loseConnection it does not wait for TLS's goodbye from the other side.
         cast(IPushProducer, self.transport).stopProducing()
         done, self._done = self._done, None
         return done
+
+
+def _date(headers: Headers) -> datetime | None:
+    try:
+        date = parsedate_to_datetime((headers.getRawHeaders("Date") or [""])[0])
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

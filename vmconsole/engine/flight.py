@@ -17,21 +17,22 @@ class Flight(Generic[T]):
     """
 
     def __init__(self, answer: Deferred[T]) -> None:
-        self._waiters: list[Deferred[T]] | None = []
+        self.landed = False
+        self._waiters: list[Deferred[T]] = []
         self._outcome: T | Failure
         answer.addBoth(self._land)
 
     def wait(self) -> Deferred[T]:
         """The result, or the failure."""
         waiter: Deferred[T] = Deferred()
-        if self._waiters is None:
+        if self.landed:
             waiter.callback(self._outcome)
         else:
             self._waiters.append(waiter)
         return waiter
 
     def _land(self, outcome: T | Failure) -> None:
-        waiters, self._waiters = self._waiters or [], None
-        self._outcome = outcome
+        self.landed, self._outcome = True, outcome
+        waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(outcome)

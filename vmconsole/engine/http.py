@@ -60,7 +60,6 @@ def make_engine_client(
         credentials,
         IReactorTime(reactor),
         timeout=config.engine.timeout,
-        cache_ttl=config.engine.cache_ttl,
         called="" if config.engine.url else "The embedded engine",
     )
 

@@ -8,30 +8,24 @@ from base64 import b64encode
 
 import msgspec
 
+from vmconsole.keyoptions import NO_OPTIONS, QUOTED, KeyOptions, parse_key_options
 from vmconsole.publickeys import KEY_TYPES
 from vmconsole.text import printable
 
-# They ask for less than what holds here for everybody.
-_HARMLESS_OPTIONS = frozenset(
-    {
-        "restrict",
-        "no-agent-forwarding",
-        "no-port-forwarding",
-        "no-user-rc",
-        "no-x11-forwarding",
-    }
-)
-_OPTIONS = re.compile(r'((?:[^\s"]|"(?:[^"\\]|\\.)*+")++)[ \t]+')
-_OPTION = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+")++')
+# Of OpenSSH: a line with the largest key, RSA of 16384 bits, has some 2,800 characters.
+MAX_LINE = 16384
+
+_OPTIONS = re.compile(rf'((?:[^\s"]|{QUOTED})++)[ \t]+')
 
 
 class KeyLine(msgspec.Struct, frozen=True):
-    """One key that may log in here. The options, harmless ones all, are left out."""
+    """One key that may log in here, as far as its options let it."""
 
     type: str
     blob: bytes
     """The wire format of RFC 4253, section 6.6."""
     comment: str
+    options: KeyOptions = NO_OPTIONS
 
     def __str__(self) -> str:
         """The line, without options."""
@@ -45,6 +39,8 @@ def parse_key_line(line: str) -> KeyLine:
     key given by mistake must not end in a log. An option that we do not know disables the key,
     because it may be a restriction. That the blob is a sound key is not checked.
     """
+    if len(line) > MAX_LINE:
+        raise ValueError("it is too long")
     line = line.strip()
     key = _bare_key(line)
     if key is None:
@@ -52,12 +48,11 @@ def parse_key_line(line: str) -> KeyLine:
         key = _bare_key(line[options.end() :]) if options else None
         if options is None or key is None:
             raise ValueError("this is no public key in the format of OpenSSH")
-        for option in _OPTION.findall(options[1]):
-            name = option.split("=", 1)[0]
-            if name.lower() not in _HARMLESS_OPTIONS:
-                raise ValueError(f"its option {printable(name, 40)} is not supported")
+        key = msgspec.structs.replace(key, options=parse_key_options(options[1]))
     if key.type not in KEY_TYPES:
         raise ValueError(f"its type {printable(key.type, 40)} is not accepted")
+    if key.options.verify_required and not key.type.startswith("sk-"):
+        raise ValueError("its option verify-required is for sk- keys only")
     return key
 
 
@@ -71,6 +66,6 @@ def _bare_key(line: str) -> KeyLine | None:
         return None
     # A key names its type in the line and, first thing, in the blob.
     length = int.from_bytes(blob[:4], "big")
-    if len(blob) < 5 or blob[4 : 4 + length] != words[0].encode():
+    if len(blob) < 5 or blob[4 : 4 + length].decode("latin-1") != words[0]:
         return None
     return KeyLine(words[0], blob, words[2] if len(words) == 3 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,22 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
-from vmconsole.audit import Login
-from vmconsole.errors import EngineError, EngineUnreachable
-from vmconsole.interfaces import User
+from vmconsole.audit import Audit, Login
+from vmconsole.errors import EngineError, EngineUnreachable, KeyRefused
+from vmconsole.interfaces import IPermissions, IWatch, KeyOwner
 from vmconsole.publickeys import KEY_TYPES, RSA_BITS, fingerprint
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.session import SessionChannel
-from vmconsole.text import printable, printable_bytes
+from vmconsole.text import ago, printable, printable_bytes
 
 if TYPE_CHECKING:
     from vmconsole.ssh.transport import ConsoleTransport
 
 MSG_USERAUTH_BANNER = 53  # RFC 4252, section 5.4; Conch does not know it
+# Flags in a security key's signature (OpenSSH's PROTOCOL.u2f).
 _USER_PRESENT = 0x01
+_USER_VERIFIED = 0x04
 _UNPARSABLE = (BadKeyError, ValueError, LookupError, struct.error)
 # Requests that a client may send before the first is answered (RFC 4252, section 5.1).
 _MAX_WAITING = 16
@@ -54,44 +56,63 @@ class Connection(msgspec.Struct, frozen=True):
 
     session: str
     address: str
-    fingerprint: str
+    blob: bytes
+
+
+class AddressedKey(SSHPrivateKey):
+    """A key, and where it comes from: the engine may let it in from some addresses only."""
+
+    def __init__(self, credentials: SSHPrivateKey, address: str) -> None:
+        super().__init__(
+            credentials.username,
+            credentials.algName,
+            credentials.blob,
+            credentials.sigData,
+            credentials.signature,
+        )
+        self.address = address
+
+
+class _NotHere(UnauthorizedLogin):
+    """The options of a known key do not let it in; the text may be shown."""
 
 
 @implementer(ICredentialsChecker)
 class EngineKeyChecker:
     """Knows a key when the engine does, and says so truthfully when it is only asked about.
 
-    Names outside ``users`` and unknown keys fail with UnauthorizedLogin, a known key without a
-    signature with ValidPublicKey (RFC 4252, section 7), no answer from the engine with
-    EngineError. ``lookup`` gives the user of a key's blob, or None. The avatar id is the User.
+    Names outside ``users``, unknown keys, and keys that may not be used here fail with
+    UnauthorizedLogin, a known key without a signature with ValidPublicKey (RFC 4252, section 7),
+    no answer from the engine with EngineError. The avatar id is the KeyOwner.
     """
 
     credentialInterfaces = (ISSHPrivateKey,)
 
-    def __init__(
-        self, lookup: Callable[[bytes], Awaitable[User | None]], users: Sequence[str]
-    ) -> None:
-        self._lookup = lookup
+    def __init__(self, permissions: IPermissions, users: Sequence[str]) -> None:
+        self._permissions = permissions
         self._users = frozenset(name.encode() for name in users)
 
-    # cred's avatar ids are bytes; the User saves the realm from asking for the name again.
+    # cred's avatar ids are bytes; the KeyOwner saves the realm from asking again.
     def requestAvatarId(  # type: ignore[override]
-        self, credentials: SSHPrivateKey
-    ) -> Deferred[User]:
+        self, credentials: AddressedKey
+    ) -> Deferred[KeyOwner]:
         """See ICredentialsChecker."""
         return Deferred.fromCoroutine(self._check(credentials))
 
-    async def _check(self, credentials: SSHPrivateKey) -> User:
+    async def _check(self, credentials: AddressedKey) -> KeyOwner:
         if credentials.username not in self._users:
             raise UnauthorizedLogin("no such user name here")
         key = _acceptable_key(credentials.algName, credentials.blob)
-        user = await self._lookup(credentials.blob)
-        if user is None:
+        try:
+            owner = await self._permissions.owner(credentials.blob, credentials.address)
+        except KeyRefused as error:
+            raise _NotHere(str(error)) from error
+        if owner is None:
             raise UnauthorizedLogin("the engine knows no user with this key")
         if credentials.signature is None:
             raise ValidPublicKey
-        _verify(key, credentials)
-        return user
+        _verify(key, credentials, owner.verify_required)
+        return owner
 
 
 def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
@@ -110,7 +131,7 @@ def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
     return key
 
 
-def _verify(key: Key, credentials: SSHPrivateKey) -> None:
+def _verify(key: Key, credentials: SSHPrivateKey, verify_required: bool) -> None:
     signature = credentials.signature
     try:
         named, _, rest = getNS(signature, 2)
@@ -120,6 +141,8 @@ def _verify(key: Key, credentials: SSHPrivateKey) -> None:
         raise UnauthorizedLogin("the signature is not of the algorithm that was named")
     if key.isSecurityKey() and not (rest and rest[0] & _USER_PRESENT):
         raise UnauthorizedLogin("nobody touched the security key")
+    if verify_required and not (rest and rest[0] & _USER_VERIFIED):
+        raise UnauthorizedLogin("the security key did not verify its user (verify-required)")
     try:
         good = key.verify(signature, credentials.sigData)
     except Exception as error:  # cryptography has several for bytes that are no signature
@@ -137,42 +160,73 @@ class ConsoleAvatar(ConchUser):
         super().__init__()
         self.login = login
         self.max_sessions = max_sessions
+        self.watch: IWatch | None = None
+        """The look at whether the login still holds."""
+        self.revoked = ""
+        """Why it does not."""
         self.channelLookup[b"session"] = partial(SessionChannel, clock=clock)
         self._commands = commands
 
     def run(self, channel: SessionChannel, line: bytes) -> Deferred[int]:
         """Carry out a command line on ``channel``; fires with the exit status."""
-        return Deferred.fromCoroutine(self._commands.run(channel, self.login, line))
+        login = self.login
+        # The first command tells the user; later ones ask the engine themselves.
+        self.login = msgspec.structs.replace(login, answered=None)
+        return Deferred.fromCoroutine(self._commands.run(channel, login, self.watch, line))
+
+    def revoke(self, reason: str) -> None:
+        """End all that the user does here, and the connection."""
+        self.revoked = reason
+        self.conn.end_all(reason)
 
 
 @implementer(IRealm)
 class ConsoleRealm:
-    """Makes avatars of the engine's users."""
+    """Makes avatars of the engine's users, and has them looked at while they are here."""
 
-    def __init__(self, commands: Commands, clock: IReactorTime, max_sessions: int) -> None:
+    def __init__(
+        self,
+        permissions: IPermissions,
+        commands: Commands,
+        audit: Audit,
+        clock: IReactorTime,
+        max_sessions: int,
+    ) -> None:
+        self._permissions = permissions
         self._commands = commands
+        self._audit = audit
         self._clock = clock
         self._max_sessions = max_sessions
 
     def requestAvatar(  # type: ignore[override]
-        self, avatarId: User, mind: Connection, *interfaces: type[Interface]
+        self, avatarId: KeyOwner, mind: Connection, *interfaces: type[Interface]
     ) -> tuple[type[Interface], ConsoleAvatar, Callable[[], None]]:
         """See IRealm; the mind is the Connection."""
         if IConchUser not in interfaces:
             raise NotImplementedError("a console user is an IConchUser, nothing else")
         login = Login(
             session=mind.session,
-            user=avatarId,
-            fingerprint=mind.fingerprint,
+            user=avatarId.user,
+            fingerprint=fingerprint(mind.blob),
             address=mind.address,
+            answered=avatarId.answered,
         )
         avatar = ConsoleAvatar(login, self._commands, self._clock, self._max_sessions)
-        return IConchUser, avatar, _logout
 
+        def revoked(reason: str) -> None:
+            self._audit.revoked(login, reason)
+            avatar.revoke(reason)
 
-def _logout() -> None:
-    # Channels end with their connection, and nothing else is held for a user.
-    pass
+        def unchecked(since: float | None) -> None:
+            if since is None:
+                self._audit.checked(login)
+            else:
+                self._audit.unchecked(login, since)
+
+        avatar.watch = self._permissions.watch(
+            mind.blob, mind.address, avatarId, revoked, unchecked
+        )
+        return IConchUser, avatar, avatar.watch.stop
 
 
 class UserAuth(userauth.SSHUserAuthServer):
@@ -243,12 +297,13 @@ class UserAuth(userauth.SSHUserAuthServer):
             # Else somebody would be logged in, and then refused the service.
             tries.refusal = "another service than ssh-connection was asked for"
             raise UnauthorizedLogin(tries.refusal)
-        shown = fingerprint(credentials.blob)
-        tries.note_key(shown)
+        tries.note_key(fingerprint(credentials.blob))
         self._count(credentials.signature is not None)
-        mind = Connection(self.transport.session_id, self.transport.address, shown)
+        mind = Connection(self.transport.session_id, self.transport.address, credentials.blob)
         try:
-            result = await self.portal.login(credentials, mind, IConchUser)
+            result = await self.portal.login(
+                AddressedKey(credentials, mind.address), mind, IConchUser
+            )
         except ValidPublicKey:
             algorithm_and_blob = NS(credentials.algName) + NS(credentials.blob)
             self.transport.sendPacket(userauth.MSG_USERAUTH_PK_OK, algorithm_and_blob)
@@ -256,6 +311,8 @@ class UserAuth(userauth.SSHUserAuthServer):
             raise IgnoreAuthentication from None
         except UnauthorizedLogin as refusal:
             tries.refusal = str(refusal)
+            if isinstance(refusal, _NotHere):
+                self.tell(f"[vmconsole: {refusal}]")
             raise
         except EngineError as error:
             tries.refusal = str(error)
@@ -266,7 +323,20 @@ class UserAuth(userauth.SSHUserAuthServer):
             )
             self.tell(_no_engine(error))
             raise UnauthorizedLogin("the engine could not be asked") from None
-        self.transport.logged_in(result[1].login)
+        _, avatar, logout = result
+        if self.transport.ending:
+            # The client went while the engine was asked; nobody else will log its user out.
+            logout()
+            raise IgnoreAuthentication
+        if avatar.login.answered is not None:
+            self.log.warn(
+                "session {session}: the engine does not answer; {user} is let in by its answer "
+                "from {age}",
+                session=self.transport.session_id,
+                user=printable(avatar.login.user.name),
+                age=ago(self.clock.seconds() - avatar.login.answered),
+            )
+        self.transport.logged_in(avatar.login)
         return result
 
     def _credentials(self, packet: bytes) -> SSHPrivateKey:

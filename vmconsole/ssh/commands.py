@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import msgspec
 from twisted.internet.defer import CancelledError
@@ -21,9 +21,9 @@ from vmconsole.console.console_session import ConsoleSession
 from vmconsole.console.escape import escape_name
 from vmconsole.console.menu import Menu, MenuProtocol
 from vmconsole.errors import ConsoleError, VMConsoleError
-from vmconsole.interfaces import ConsoleInfo, IEngine
+from vmconsole.interfaces import ConsoleInfo, IPermissions, IWatch
 from vmconsole.ssh.session import SessionChannel
-from vmconsole.text import printable
+from vmconsole.text import ago, printable
 
 _HELP = """\
 vmconsole {version}: the serial consoles of your VMs.
@@ -115,6 +115,14 @@ def parse(line: bytes) -> Request:
     return Request(vm=words[0])
 
 
+class _Session(NamedTuple):
+    """Where a command runs, and for whom."""
+
+    channel: SessionChannel
+    login: Login
+    watch: IWatch | None
+
+
 class Commands:
     """Carries out what users ask for, on their channels."""
 
@@ -122,27 +130,31 @@ class Commands:
 
     def __init__(
         self,
-        engine: IEngine,
+        permissions: IPermissions,
         pool: ConsolePool,
         audit: Audit,
         clock: IReactorTime,
         escape: int | None,
     ) -> None:
-        self._engine = engine
+        self._permissions = permissions
         self._pool = pool
         self._audit = audit
         self._clock = clock
         self._escape = escape
 
-    async def run(self, channel: SessionChannel, login: Login, line: bytes) -> int:
-        """Carry out one command line; the result is its exit status.
+    async def run(
+        self, channel: SessionChannel, login: Login, watch: IWatch | None, line: bytes
+    ) -> int:
+        """Carry out one command line; the result is its exit status. ``watch`` looks whether the
+        consoles that are opened may stay open.
 
         0: done. 1: an error, told on standard error. 2: the line makes no sense.
         """
         try:
             request = parse(line)
+            user = _Session(channel, login, watch)
             handler = getattr(self, f"_{request.verb}")
-            return int(await handler(channel, login, request))
+            return int(await handler(user, request))
         except CommandSyntaxError as error:
             channel.write_error(f"ERROR: {error}")
             return 2
@@ -159,17 +171,19 @@ class Commands:
             )
             return 1
 
-    async def _help(self, channel: SessionChannel, login: Login, request: Request) -> int:
+    async def _help(self, user: _Session, request: Request) -> int:
         text = _HELP.format(version=__version__)
         if self._escape is not None:
             key = escape_name(self._escape)
             text += f"\nOn a console, {key} is a prefix: {key} . leaves, {key} ? helps.\n"
-        _print(channel, text)
+        _print(user.channel, text)
         return 0
 
-    async def _info(self, channel: SessionChannel, login: Login, request: Request) -> int:
+    async def _info(self, user: _Session, request: Request) -> int:
+        login = user.login
+        self._tell_stale(user, login.answered)
         _print(
-            channel,
+            user.channel,
             f"vmconsole {__version__}\n"
             f"user: {printable(login.user.name)} [{printable(login.user.id)}]\n"
             f"key: {login.fingerprint}\n"
@@ -178,62 +192,72 @@ class Commands:
         )
         return 0
 
-    async def _list(self, channel: SessionChannel, login: Login, request: Request) -> int:
-        consoles = await self._engine.consoles(login.user.id)
+    async def _list(self, user: _Session, request: Request) -> int:
+        consoles = await self._consoles(user)
         if request.format == "json":
             # The keys of the engine's own reply, as ovirt-vmconsole prints it.
             entries = [
                 {"vmid": vm.vm_id, "vmname": vm.vm_name, "host": vm.host, "console": vm.console}
                 for vm in consoles
             ]
-            _print(channel, json.dumps(entries, indent=4, sort_keys=True) + "\n")
+            _print(user.channel, json.dumps(entries, indent=4, sort_keys=True) + "\n")
         else:
             _print(
-                channel,
+                user.channel,
                 "".join(f"{printable(vm.vm_id)}\t{printable(vm.vm_name)}\n" for vm in consoles),
             )
         return 0
 
-    async def _connect(self, channel: SessionChannel, login: Login, request: Request) -> int:
-        if channel.terminal is None:
+    async def _connect(self, user: _Session, request: Request) -> int:
+        if user.channel.terminal is None:
             raise NeedsTerminal(
                 "A console needs a terminal. Run ssh with -t: ssh -t ... (-tt, when the input of "
                 "ssh is no terminal)."
             )
-        consoles = await self._engine.consoles(login.user.id)
+        consoles = await self._consoles(user)
         if request.vm is request.vm_id is request.vm_name is None:
-            return await self._choose(channel, login, consoles)
+            return await self._choose(user, consoles)
         try:
             console = _find(consoles, request)
         except NoSuchConsole:
-            # It may have been made, or granted, since the engine was asked last.
-            console = _find(await self._engine.consoles(login.user.id, fresh=True), request)
-        return await self._open(channel, login, console)
+            console = await self._find_anew(user, request)
+        return await self._open(user, console)
 
-    async def _choose(
-        self, channel: SessionChannel, login: Login, consoles: Sequence[ConsoleInfo]
-    ) -> int:
+    async def _find_anew(self, user: _Session, request: Request) -> ConsoleInfo:
+        # It may have been made, or granted, since the engine was asked last.
+        found = await self._permissions.consoles(user.login.user.id, fresh=True)
+        try:
+            return _find(found.consoles, request)
+        except NoSuchConsole:
+            if not self._permissions.placed_only:
+                raise
+        named = printable(request.vm or request.vm_id or request.vm_name or "")
+        raise NoSuchConsole(
+            f"{named} is not there: not running, unknown, or not yours. `list` shows yours."
+        )
+
+    async def _choose(self, user: _Session, consoles: Sequence[ConsoleInfo]) -> int:
         if not consoles:
+            running = "running" if self._permissions.placed_only else "there"
             raise NoSuchConsole(
-                f"There is no console for {printable(login.user.name)}: no VM is there that you "
-                "have access to. Ask who runs this proxy for a grant."
+                f"There is no console for {printable(user.login.user.name)}: no VM is {running} "
+                "that you have access to. Ask who runs this proxy for a grant."
             )
         if len(consoles) == 1:
-            return await self._open(channel, login, consoles[0])
+            return await self._open(user, consoles[0])
         menu = MenuProtocol(Menu(consoles))
-        channel.join(menu)
+        user.channel.join(menu)
         chosen = await menu.chosen
-        channel.part()
+        user.channel.part()
         if chosen is None:
             return 0
-        return await self._open(channel, login, chosen, menu.rest)
+        return await self._open(user, chosen, menu.rest)
 
-    async def _open(
-        self, channel: SessionChannel, login: Login, console: ConsoleInfo, typed: bytes = b""
-    ) -> int:
+    async def _open(self, user: _Session, console: ConsoleInfo, typed: bytes = b"") -> int:
+        login = user.login
         session = ConsoleSession(console, self._pool, self._clock, self._escape)
-        channel.join(session, typed)
-        number = int(channel.id)
+        user.channel.join(session, typed)
+        number = int(user.channel.id)
         holder = f"{printable(login.user.name)} from {login.address}"
         try:
             attachment = await session.open(holder)
@@ -242,10 +266,15 @@ class Commands:
             raise
         started = self._clock.seconds()
         self._audit.attached(login, number, console)
+        stop_looking = user.watch and user.watch.console(
+            console, session.revoke, session.change_role
+        )
         reason = "The session was cancelled."
         try:
             reason = await session.ended()
         finally:
+            if stop_looking:
+                stop_looking()
             attachment.loseConnection()
             self._audit.detached(
                 login,
@@ -257,6 +286,25 @@ class Commands:
                 reason=reason,
             )
         return 0
+
+    async def _consoles(self, user: _Session) -> Sequence[ConsoleInfo]:
+        found = await self._permissions.consoles(user.login.user.id)
+        both = (user.login.answered, found.answered)
+        self._tell_stale(user, min((each for each in both if each is not None), default=None))
+        return found.consoles
+
+    def _tell_stale(self, user: _Session, answered: float | None) -> None:
+        if answered is None:
+            return
+        age = ago(self._clock.seconds() - answered)
+        user.channel.write_error(f"[engine unreachable: using its answer from {age}]")
+        self._log.warn(
+            "session {session}: the engine does not answer; {user} is served by its answer from "
+            "{age}",
+            session=user.login.session,
+            user=printable(user.login.user.name),
+            age=age,
+        )
 
 
 def _find(consoles: Sequence[ConsoleInfo], request: Request) -> ConsoleInfo:

@@ -221,6 +221,16 @@ class SessionChannel(channel.SSHChannel):
         self._last_output = self._clock.callLater(LAST_OUTPUT, self._close)
         self.flush()
 
+    def revoke(self, reason: str) -> None:
+        """The user's login no longer holds: say so, and end what runs here."""
+        if self._exit_status is None and not self.localClosed:
+            self.write_error(f"[vmconsole: {reason}]")
+            if self._command is not None:
+                self._command.cancel()
+            # A command that had not begun, or that the client never asked for.
+            if self._exit_status is None:
+                self.exit(1)
+
     def loseConnection(self) -> None:
         """Close: the client did, or one of its requests made no sense."""
         self._close()

@@ -29,7 +29,6 @@ from vmconsole.text import printable
 _USER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # It stands in URIs and in file names of others: no slash, no @, no leading dash.
 _HOST_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}")
-_MAX_LINE = 16384
 _MAX_PATTERN = 255
 _PRIVATE_KEY = re.compile("PRIVATE KEY|PuTTY-User-Key-File", re.IGNORECASE)
 
@@ -267,9 +266,12 @@ def parse_public_keys(text: str) -> list[KeyLine]:
 
 def _parse_public_key(at: int, line: str) -> KeyLine:
     try:
-        if len(line) > _MAX_LINE:
-            raise ValueError("it is too long")
         key = parse_key_line(line)
+        if key.options.names:
+            raise ValueError(
+                f"the embedded engine cannot keep the option {', '.join(key.options.names)} yet, "
+                "so the key was not added: leave the option out"
+            )
         # Into authorized_keys files of other proxies, too: there a line break would be an entry.
         if not key.comment.isprintable():
             raise ValueError("its comment has control characters")

@@ -1,0 +1,431 @@
+"""Who may open what, and what happens when somebody no longer may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from zope.interface.verify import verifyObject
+
+from tests.engine_kit import EngineTestCase, start
+from tests.fakes import Engine, console
+from vmconsole.engine.console_lists import ConsoleLists
+from vmconsole.engine.last_answer import Lifetimes, Outage
+from vmconsole.engine.permissions import Permissions
+from vmconsole.errors import EngineError, EngineUnreachable
+from vmconsole.interfaces import (
+    AuthorizedKey,
+    ConsoleInfo,
+    ConsoleList,
+    IPermissions,
+    IWatch,
+    KeyOwner,
+    User,
+)
+from vmconsole.keyoptions import KeyOptions
+
+HERE = "192.0.2.7"
+RECHECK = 15.0
+
+
+def key_of(name: str, **options: object) -> AuthorizedKey:
+    return AuthorizedKey(f"u-{name}", name, f"{name}'s key".encode(), KeyOptions(**options))  # type: ignore[arg-type]
+
+
+class ListsTests(EngineTestCase):
+    """``ConsoleLists``."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.engine = Engine()
+        self.engine.vms = {"alice": [console("db"), console("web")], "bob": [console("web")]}
+        self.remember()
+
+    def remember(self, stale_grace: float = 300.0, capacity: int = 1000) -> None:
+        lifetimes = Lifetimes(5.0, stale_grace)
+        self.lists = ConsoleLists(self.engine, self.clock, lifetimes, Outage(), capacity)
+
+    def names(self, user: str = "alice", fresh: bool = False) -> list[str]:
+        found = self.result(self.lists.consoles(user, fresh))
+        return [each.vm_name for each in found.consoles]
+
+    def test_remembered(self) -> None:
+        """An answer serves for cache_ttl seconds, for that user; ``fresh`` passes it by."""
+        for _ in range(3):
+            self.assertEqual(self.names(), ["db", "web"])
+        self.assertEqual(self.names("bob"), ["web"])
+        self.assertEqual(self.engine.asked, ["alice", "bob"])
+        self.engine.vms["alice"] = []
+        self.assertEqual(self.names(), ["db", "web"])
+        self.assertEqual(self.names(fresh=True), [])
+        self.assertEqual(self.names(), [])
+        self.clock.advance(5.0)
+        self.names()
+        self.assertEqual(self.engine.asked, ["alice", "bob", "alice", "alice"])
+
+    def test_ahead(self) -> None:
+        """Past half of that time an answer is renewed while it is used."""
+        self.names()
+        self.clock.advance(3)
+        self.engine.vms["alice"] = []
+        self.engine.consoles_gate = Deferred()
+        self.assertEqual(self.names(), ["db", "web"])
+        self.engine.consoles_gate.callback(None)
+        self.assertEqual(self.names(), [])
+
+    def test_forgotten(self) -> None:
+        """Old answers take no memory, nor do those of questions that failed."""
+        self.remember(stale_grace=10)
+        for number in range(50):
+            self.names(f"user {number}")
+            self.clock.advance(1)
+        self.assertLessEqual(len(self.lists), 11)
+        self.engine.error = EngineError("500")
+        for number in range(50):
+            self.failure(self.lists.consoles(f"stranger {number}"), EngineError)
+            self.clock.advance(1)
+        self.assertLessEqual(len(self.lists), 3)
+
+    def test_capacity(self) -> None:
+        """When there are too many, those go that were used longest ago."""
+        self.remember(capacity=5)
+        self.engine.vms["carol"] = [console("web"), console("x")]
+        for user in ("alice", "bob", "carol", "alice"):
+            self.names(user)
+            self.clock.advance(1.1)
+        self.engine.vms["dave"] = [console("y")]
+        self.names("dave")
+        self.engine.error = EngineUnreachable("refused")
+        for user in ("alice", "carol", "dave"):
+            self.result(self.lists.consoles(user, fresh=True))
+        self.failure(self.lists.consoles("bob"), EngineUnreachable)
+
+    def test_outage(self) -> None:
+        """The last answer serves within stale_grace, ``fresh`` or not, and says from when it is;
+        one of another user does not."""
+        self.names()
+        answered = self.clock.seconds()
+        self.engine.error = EngineUnreachable("refused")
+        self.clock.advance(299)
+        for fresh in (False, True):
+            found = self.result(self.lists.consoles("alice", fresh))
+            self.assertEqual(found, ConsoleList((console("db"), console("web")), answered))
+        self.failure(self.lists.consoles("bob"), EngineUnreachable)
+        self.clock.advance(1)
+        self.failure(self.lists.consoles("alice"), EngineUnreachable)
+
+    def test_useless_answers(self) -> None:
+        """An answer that is no use is an answer: an older one does not serve; nor is it
+        remembered, beyond a second."""
+        self.names()
+        self.engine.error = EngineError("403")
+        self.clock.advance(5)
+        for _ in range(3):
+            self.assertEqual(self.failure(self.lists.consoles("alice"), EngineError), "403")
+        self.assertEqual(len(self.engine.asked), 2)
+        self.engine.error = None
+        self.clock.advance(1)
+        self.assertEqual(self.names(), ["db", "web"])
+
+    def test_hanging(self) -> None:
+        """Once one question showed an outage, others do not wait for its end either."""
+        self.names()
+        self.engine.error = EngineUnreachable("no answer")
+        self.failure(self.lists.consoles("bob"), EngineUnreachable)
+        self.clock.advance(6)
+        self.engine.consoles_gate = Deferred()
+        waiting = start(self.lists.consoles("alice"))
+        self.clock.advance(1)
+        self.assertIsNotNone(self.successResultOf(waiting).answered)
+
+    def test_shared(self) -> None:
+        """All who want the same answer share one request; others have their own."""
+        self.engine.consoles_gate = Deferred()
+        waiting = [start(self.lists.consoles("alice", fresh)) for fresh in (True, False, True)]
+        waiting.append(start(self.lists.consoles("bob")))
+        waiting[0].addErrback(lambda _: None)
+        waiting[0].cancel()
+        self.assertEqual(self.engine.asked, ["alice", "bob"])
+        self.engine.consoles_gate.callback(None)
+        for each in waiting[1:]:
+            self.assertTrue(self.successResultOf(each).consoles)
+
+
+class Seen:
+    """What one watch has told."""
+
+    def __init__(self) -> None:
+        self.revoked: list[str] = []
+        self.unchecked: list[float | None] = []
+        self.consoles: dict[str, list[str]] = {}
+        self.watch: IWatch
+
+
+class WatchTests(EngineTestCase):
+    """Looking again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.engine = Engine(key_of("alice"), key_of("bob"))
+        self.engine.vms = {"u-alice": [console("db"), console("web")], "u-bob": [console("web")]}
+        self.permissions = Permissions(
+            self.engine, self.clock, Lifetimes(5.0, 300.0), RECHECK, placed_only=False
+        )
+        self.permissions.startService()
+        self.addCleanup(self.permissions.stopService)
+        self.assertEqual(self.engine.asked, ["keys"])
+        self.engine.asked.clear()
+
+    def login(self, name: str, answered: float | None = None) -> Seen:
+        """Somebody logs in."""
+        seen = Seen()
+        owner = KeyOwner(User(f"u-{name}", name), False, answered)
+        seen.watch = self.permissions.watch(
+            key_of(name).blob, HERE, owner, seen.revoked.append, seen.unchecked.append
+        )
+        return seen
+
+    def open(self, seen: Seen, info: ConsoleInfo) -> Callable[[], None]:
+        """And opens a console."""
+        told = seen.consoles.setdefault(info.vm_name, [])
+        stop: Callable[[], None] = seen.watch.console(info, told.append, told.append)
+        return stop
+
+    def periods(self, count: int = 1) -> None:
+        """So many pass, in small steps."""
+        for _ in range(count * 30):
+            self.clock.advance(RECHECK / 30)
+
+    def test_interface(self) -> None:
+        """The seams."""
+        verifyObject(IPermissions, self.permissions)
+        verifyObject(IWatch, self.login("alice").watch)
+
+    def test_start(self) -> None:
+        """At the start the keys are fetched: the first user does not wait for them. The log says
+        how many there are, or what is wrong."""
+        self.assertIsNotNone(self.result(self.permissions.owner(key_of("alice").blob, HERE)))
+        self.assertEqual(self.engine.asked, [])
+        self.assertEqual(len(self.logged("The engine knows 2 keys")), 1)
+        self.permissions.stopService()
+        self.engine.error = EngineError("The engine says 403.")
+        self.clock.advance(10)
+        self.permissions.startService()
+        self.assertEqual(len(self.logged("not of use yet: The engine says 403.")), 1)
+
+    def test_nobody_here(self) -> None:
+        """Without sessions nobody is asked."""
+        self.periods(3)
+        self.login("alice").watch.stop()
+        self.periods(3)
+        self.assertEqual(self.engine.asked, [])
+
+    def test_questions(self) -> None:
+        """A period has one question for the keys, and one for each user with an open console."""
+        first, second, bob = self.login("alice"), self.login("alice"), self.login("bob")
+        self.open(first, console("web"))
+        self.open(first, console("db"))
+        stop = self.open(second, console("web"))
+        self.periods(2)
+        self.assertEqual(self.engine.asked, ["keys", "u-alice"] * 2)
+        self.open(bob, console("web"))
+        self.clock.advance(RECHECK)
+        self.clock.advance(RECHECK * 0.9)
+        self.assertEqual(self.engine.asked[4:], ["keys", "u-alice", "u-bob"])
+        first.watch.stop()
+        stop()
+        self.clock.advance(RECHECK)
+        self.assertEqual(self.engine.asked[7:], ["keys", "u-bob"])
+        self.assertEqual(first.revoked + second.revoked + bob.revoked, [])
+        self.assertEqual(first.consoles, {"web": [], "db": []})
+
+    def test_key_removed(self) -> None:
+        """A key that is no longer the user's ends the login and its consoles, once; others stay."""
+        alice, bob, idle = self.login("alice"), self.login("bob"), self.login("alice")
+        self.open(alice, console("web"))
+        self.open(bob, console("web"))
+        self.engine.keys = [key_of("bob")]
+        self.periods(3)
+        [reason] = alice.revoked
+        self.assertIn("Your key no longer lets you in", reason)
+        self.assertEqual(alice.consoles, {"web": [reason]})
+        self.assertEqual(idle.revoked, [reason])
+        self.assertEqual((bob.revoked, bob.consoles), ([], {"web": []}))
+
+    def test_key_of_somebody_else(self) -> None:
+        """So does one that is somebody else's now, or several users'."""
+        for keys in (
+            [AuthorizedKey("u-carol", "carol", key_of("alice").blob)],
+            [key_of("alice"), AuthorizedKey("u-carol", "carol", key_of("alice").blob)],
+        ):
+            alice = self.login("alice")
+            self.engine.keys = keys
+            self.periods()
+            self.assertEqual(len(alice.revoked), 1)
+
+    def test_key_options(self) -> None:
+        """So does one that has expired, or may no longer be used from where the user is."""
+        self.engine.keys = [
+            key_of("alice", expires=self.clock.seconds() + 20),
+            key_of("bob", sources=("198.51.100.0/24",)),
+        ]
+        alice, bob = self.login("alice"), self.login("bob")
+        self.periods()
+        self.assertEqual((len(alice.revoked), len(bob.revoked)), (0, 1))
+        self.assertIn(HERE, bob.revoked[0])
+        self.periods()
+        self.assertIn("expired", alice.revoked[0])
+
+    def test_grant_revoked(self) -> None:
+        """A VM that is missing from two answers running ends that console, once, and no other."""
+        alice = self.login("alice")
+        self.open(alice, console("web"))
+        self.open(alice, console("db"))
+        self.engine.vms["u-alice"] = [console("db")]
+        self.periods()
+        self.assertEqual(alice.consoles, {"web": [], "db": []})
+        self.periods()
+        self.assertEqual(alice.consoles, {"web": ["You no longer have access to web."], "db": []})
+        self.periods(2)
+        self.assertEqual(len(alice.consoles["web"]), 1)
+        self.assertEqual(alice.revoked, [])
+
+    def test_missing_once(self) -> None:
+        """A VM that is missing now and then, as when it moves, ends nothing."""
+        alice = self.login("alice")
+        self.open(alice, console("web"))
+        for _ in range(3):
+            self.engine.vms["u-alice"] = []
+            self.periods()
+            self.engine.vms["u-alice"] = [console("web", host="node2")]
+            self.periods()
+        self.assertEqual(alice.consoles, {"web": []})
+
+    def test_missing_between_failures(self) -> None:
+        """An answer that is no use between two that lack the VM neither counts nor forgives."""
+        alice = self.login("alice")
+        self.open(alice, console("web"))
+        self.engine.vms["u-alice"] = []
+        self.periods()
+        for error in (EngineUnreachable("refused"), EngineError("500")):
+            self.engine.error = error
+            self.periods(3)
+            self.assertEqual(alice.consoles, {"web": []})
+        self.engine.error = None
+        self.periods()
+        self.assertEqual(len(alice.consoles["web"]), 1)
+
+    def test_role(self) -> None:
+        """A role that changes is told, once for each change."""
+        alice = self.login("alice")
+        self.open(alice, console("web"))
+        for role in ("viewer", "operator"):
+            self.engine.vms["u-alice"] = [console("web", role=role)]  # type: ignore[arg-type]
+            self.periods(2)
+        self.assertEqual(alice.consoles, {"web": ["viewer", "operator"]})
+
+    def test_outage(self) -> None:
+        """An outage, or an answer of no use, ends nothing, also without end; it is told once,
+        with the time of the last good look, and its end is told."""
+        alice, bob = self.login("alice"), self.login("bob")
+        self.open(alice, console("web"))
+        self.periods()
+        last = self.clock.seconds()
+        for error in (EngineUnreachable("refused"), EngineError("The engine says 403.")):
+            self.engine.error = error
+            self.engine.keys = []
+            self.periods(40)
+            self.assertEqual(alice.revoked + bob.revoked, [])
+            for seen in (alice, bob):
+                [since] = seen.unchecked
+                assert since is not None
+                self.assertAlmostEqual(since, last, 3)
+        self.assertEqual(len(self.logged("cannot be checked (alice, bob): refused")), 1)
+        self.engine.error, self.engine.keys = None, [key_of("alice"), key_of("bob")]
+        self.periods()
+        self.assertEqual((alice.unchecked[1:], bob.unchecked[1:]), ([None], [None]))
+        self.periods()
+        self.assertEqual(len(alice.unchecked), 2)
+
+    def test_consoles_fail(self) -> None:
+        """When only the question for a user's consoles fails, only that user is unchecked."""
+        alice, bob = self.login("alice"), self.login("bob")
+        self.open(alice, console("web"))
+        self.engine.unknown = {"u-alice"}
+        self.periods(3)
+        self.assertEqual((len(alice.unchecked), bob.unchecked), (1, []))
+        self.assertEqual(alice.consoles, {"web": []})
+        self.assertEqual(len(self.logged("cannot be checked (alice)")), 1)
+
+    def test_stale_login(self) -> None:
+        """Who was let in by an old answer is unchecked since then."""
+        answered = self.clock.seconds() - 100
+        alice = self.login("alice", answered)
+        self.engine.error = EngineUnreachable("refused")
+        self.periods()
+        self.assertEqual(alice.unchecked, [answered])
+
+    def crowd(self, count: int) -> list[Seen]:
+        """So many users, each with an open console."""
+        names = [f"n{number:03}" for number in range(count)]
+        self.engine.keys = [key_of(name) for name in names]
+        self.engine.vms = {f"u-{name}": [console("web")] for name in names}
+        crowd = [self.login(name) for name in names]
+        for seen in crowd:
+            self.open(seen, console("web"))
+        return crowd
+
+    def test_spread(self) -> None:
+        """The questions about users are spread over the period."""
+        self.crowd(10)
+        self.clock.advance(RECHECK)
+        counts = []
+        for _ in range(10):
+            counts.append(len(self.engine.asked))
+            self.clock.advance(RECHECK * 0.08)
+        self.assertEqual(counts, list(range(2, 12)))
+
+    def test_at_once(self) -> None:
+        """At most four questions are out at a time; a look that lags is logged, and the next
+        one begins when it is over."""
+        self.crowd(10)
+        self.engine.consoles_gate = Deferred()
+        self.periods(3)
+        self.assertEqual(len(self.engine.asked), 5)
+        gate, self.engine.consoles_gate = self.engine.consoles_gate, None
+        gate.callback(None)
+        self.assertEqual(len(self.engine.asked), 11)
+        self.assertEqual(len(self.logged("it lags")), 1)
+        self.periods(2)
+        self.assertGreater(len(self.engine.asked), 21)
+        self.assertEqual(len(self.logged("it lags")), 1)
+
+    def test_outage_begins(self) -> None:
+        """An engine that stops to answer in the middle is not asked about everybody."""
+        crowd = self.crowd(10)
+        self.clock.advance(RECHECK)
+        self.engine.error = EngineUnreachable("refused")
+        self.clock.advance(RECHECK * 0.8)
+        self.assertLessEqual(len(self.engine.asked), 4)
+        self.assertEqual([len(seen.unchecked) for seen in crowd], [0] + [1] * 9)
+
+    def test_stop(self) -> None:
+        """A service that stops in the middle of a look leaves nothing behind."""
+        self.crowd(10)
+        self.engine.consoles_gate = Deferred()
+        self.clock.advance(RECHECK)
+        self.clock.advance(RECHECK * 0.3)
+        self.permissions.stopService()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.engine.consoles_gate.callback(None)
+        self.permissions.startService()
+
+    def test_bug(self) -> None:
+        """An error of our own is logged, and the next period looks again."""
+        alice = self.login("alice")
+        self.engine.keys = None  # type: ignore[assignment]
+        self.periods(2)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 2)
+        self.engine.keys = []
+        self.periods()
+        self.assertEqual(len(alice.revoked), 1)

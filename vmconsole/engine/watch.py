@@ -1,0 +1,116 @@
+"""One login that is looked at again, and its open consoles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from zope.interface import implementer
+
+from vmconsole.engine.authorized_keys import Index
+from vmconsole.errors import KeyRefused
+from vmconsole.interfaces import ConsoleInfo, IWatch, Role, User
+from vmconsole.text import printable
+
+# Answers running in which a VM has to be missing. While it moves from host to host an engine
+# may lose sight of it for a moment.
+_MISSING = 2
+
+
+class _ConsoleWatch:
+    def __init__(
+        self, info: ConsoleInfo, revoked: Callable[[str], None], role: Callable[[Role], None]
+    ) -> None:
+        self.info = info
+        self.role = info.role
+        self.missing = 0
+        self.revoked = revoked
+        self.role_changed = role
+
+
+@implementer(IWatch)
+class Watch:
+    """What Permissions knows of one login. ``stopped`` is called with it when it is over."""
+
+    def __init__(
+        self,
+        blob: bytes,
+        address: str,
+        user: User,
+        since: float,
+        revoked: Callable[[str], None],
+        unchecked: Callable[[float | None], None],
+        stopped: Callable[[Watch], None],
+    ) -> None:
+        self.user = user
+        self.consoles: list[_ConsoleWatch] = []
+        self._blob = blob
+        self._address = address
+        self._checked = since
+        self._revoked = revoked
+        self._unchecked = unchecked
+        self._is_unchecked = False
+        self._stopped = stopped
+
+    def console(
+        self, console: ConsoleInfo, revoked: Callable[[str], None], role: Callable[[Role], None]
+    ) -> Callable[[], None]:
+        """See IWatch."""
+        watch = _ConsoleWatch(console, revoked, role)
+        self.consoles.append(watch)
+
+        def stop() -> None:
+            if watch in self.consoles:
+                self.consoles.remove(watch)
+
+        return stop
+
+    def stop(self) -> None:
+        """See IWatch."""
+        self._stopped(self)
+
+    def look_at_key(self, index: Index, now: float) -> None:
+        """Whether the key would let its user in now."""
+        try:
+            owner = index.owner(self._blob, self._address, now)
+        except KeyRefused as error:
+            self._revoke(f"Your key no longer lets you in: {error}")
+            return
+        if owner is None or owner.user.id != self.user.id:
+            self._revoke("Your key no longer lets you in: the engine does not know it as yours.")
+
+    def look_at_consoles(self, consoles: Sequence[ConsoleInfo]) -> None:
+        """Whether the open consoles are still among what the user may open."""
+        now_open = {console.vm_id: console for console in consoles}
+        for watch in list(self.consoles):
+            console = now_open.get(watch.info.vm_id)
+            if console is None:
+                watch.missing += 1
+                if watch.missing == _MISSING:
+                    name = printable(watch.info.vm_name)
+                    watch.revoked(f"You no longer have access to {name}.")
+                continue
+            watch.missing = 0
+            if console.role != watch.role:
+                watch.role = console.role
+                watch.role_changed(console.role)
+
+    def passed(self, when: float) -> None:
+        """All was looked at, and nothing was wrong."""
+        self._checked = when
+        if self._is_unchecked:
+            self._is_unchecked = False
+            self._unchecked(None)
+
+    def failed(self) -> bool:
+        """The engine gave no usable answer. Whether that is news."""
+        if self._is_unchecked:
+            return False
+        self._is_unchecked = True
+        self._unchecked(self._checked)
+        return True
+
+    def _revoke(self, reason: str) -> None:
+        self.stop()
+        for watch in list(self.consoles):
+            watch.revoked(reason)
+        self._revoked(reason)
