@@ -47,35 +47,49 @@ def _boot_guests(hosts: lab.Lab) -> None:
     hosts.node2.run(lab.LightGuest("light2"))
 
 
-class FunctionalTestCase(TestCase):
-    """A proxy with the embedded engine before a real lab.
+class LabTestCase(TestCase):
+    """A proxy before a real lab, and a clean log in the end.
 
-    alice may open everything, bob light1, carol nothing. In the lab stand, on node1, light1 (it
-    echoes every byte), linux1 (a Linux with a login), off1 (shut off), none1 (no console device),
-    socket1 (a console that is no pty), and light2 on node2.
+    In the lab stand, on node1, light1 (it echoes every byte), linux1 (a Linux with a login), off1
+    (shut off), none1 (no console device), socket1 (a console that is no pty), and light2 on node2.
     """
 
     timeout = 120
 
     # Not in setUpClass, which trial's own runner does not call.
-    async def setUp(self) -> None:
-        global _template
+    def boot_lab(self) -> None:
+        """Start hosts and guests, unless they run."""
         self.lab = lab.get()
         _boot_guests(self.lab)
+        self.site = Site(reactor)
+
+    async def tearDown(self) -> None:  # type: ignore[override]
+        await self.site.stop()
+        logs = self.site.logs
+        await self.site.close()
+        trouble = re.search(r"[^\n]*\n[^\n]*(?:Traceback|Unhandled).*", logs, re.DOTALL)
+        self.assertIsNone(trouble, trouble and trouble[0])
+
+
+class FunctionalTestCase(LabTestCase):
+    """A proxy with the embedded engine: alice may open everything, bob light1, carol nothing."""
+
+    configuration = ""
+    """More TOML for the proxy."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        global _template
+        self.boot_lab()
         if _template is None:
             _template = await _make_template()
             # Not with the reactor, which some runners never shut down.
             atexit.register(shutil.rmtree, _template, True)
-        self.site = Site(reactor)
         shutil.copytree(_template, self.site.folder, dirs_exist_ok=True)
         self.site.configure(self.configuration)
         self.alice, self.bob, self.carol = (
             self.site.folder / f"{name}.key" for name in ("alice", "bob", "carol")
         )
         await self.start_site()
-
-    configuration = ""
-    """More TOML for the proxy."""
 
     async def start_site(self) -> None:
         """Start the proxy, and wait until it knows what stands on both hosts."""
@@ -85,10 +99,3 @@ class FunctionalTestCase(TestCase):
             assert self.site.proxy is not None
             match = await self.site.proxy.expect(rb"node[12] has")
             wanted.discard(match[0])
-
-    async def tearDown(self) -> None:
-        await self.site.stop()
-        logs = self.site.logs
-        await self.site.close()
-        trouble = re.search(r"[^\n]*\n[^\n]*(?:Traceback|Unhandled).*", logs, re.DOTALL)
-        self.assertIsNone(trouble, trouble and trouble[0])

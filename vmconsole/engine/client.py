@@ -6,7 +6,7 @@ Source: oVirt Engine 4.5, VMConsoleProxyServlet.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from vmconsole import pki
 from vmconsole.engine.credentials import ticket_certificate_problems
-from vmconsole.engine.exchange import MAX_REPLY_BYTES, Exchange, Reply
+from vmconsole.engine.exchange import Exchange, Reply
 from vmconsole.engine.replies import Problems, read_consoles, read_keys
 from vmconsole.engine.slices import in_slices
 from vmconsole.engine.ticket import SALT_BYTES, sign_ticket
@@ -26,6 +26,10 @@ from vmconsole.interfaces import ConsoleInfo, IEngine, KeyList
 Credentials = Callable[[], Awaitable[pki.Identity]]
 
 SERVLET = "services/vmconsole-proxy"
+MAX_REPLY_BYTES = 256 * 1024 * 1024
+# Of that, what one user's consoles may take: there may be many such questions at a time, and this
+# is enough for some 250,000 VMs.
+_CONSOLES_PART = 8
 _UNREACHABLE = frozenset({502, 503, 504})
 # What we understand beyond the protocol. A real Engine ignores what it does not know.
 _FEATURES = "role,key_options"
@@ -37,8 +41,8 @@ _SKEW = 3
 class EngineClient:
     """Asks the engine at ``url``, signing with what ``credentials`` gives for each request.
 
-    ``timeout`` seconds limit one request, reply included. Each call asks: who remembers answers
-    is Permissions.
+    ``timeout`` seconds limit one request, reply included; ``max_reply`` bytes the list of keys,
+    and an eighth of it one of consoles. Each call asks: who remembers answers is Permissions.
     """
 
     def __init__(
@@ -60,34 +64,36 @@ class EngineClient:
             f"{url.rstrip('/')}/{SERVLET}",
             clock,
             timeout=timeout,
-            max_reply=max_reply,
             who=self._called,
         )
         self._credentials = credentials
         self._clock = clock
         self._random = random
+        self._max_reply = max_reply
         self._problems = Problems()
 
     async def authorized_keys(self) -> KeyList:
         """See IEngine."""
-        reply = await self._ask("public_keys", key_fp="", key_type="", key_content="")
+        filters = {"key_fp": "", "key_type": "", "key_content": ""}
+        reply = await self._ask(self._max_reply, "public_keys", filters)
         return KeyList(reply.digest, read_keys(reply.pieces, self._problems))
 
     async def consoles(self, user_id: str) -> Sequence[ConsoleInfo]:
         """See IEngine."""
-        reply = await self._ask("available_consoles", user_id=user_id)
+        limit = self._max_reply // _CONSOLES_PART
+        reply = await self._ask(limit, "available_consoles", {"user_id": user_id})
         consoles: list[ConsoleInfo] = []
         await in_slices(read_consoles(reply.pieces, self._problems, consoles), self._clock)
         consoles.sort(key=lambda each: (each.vm_name, each.vm_id))
         return tuple(consoles)
 
-    async def _ask(self, command: str, **arguments: str) -> Reply:
+    async def _ask(self, max_reply: int, command: str, arguments: Mapping[str, str]) -> Reply:
         identity = await self._credentials()
         data = {"command": command, "version": 1, **arguments, "features": _FEATURES}
         ticket = sign_ticket(
             msgspec.json.encode(data).decode(), identity, self._now(), self._random(SALT_BYTES)
         )
-        reply = await self._exchange.post(ticket)
+        reply = await self._exchange.post(ticket, max_reply)
         if reply.status != 200:
             raise self._refusal(reply, identity)
         return reply

@@ -30,8 +30,6 @@ from zope.interface import implementer
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.text import printable
 
-MAX_REPLY_BYTES = 256 * 1024 * 1024
-
 
 class Reply(NamedTuple):
     """A whole reply."""
@@ -46,10 +44,7 @@ class Reply(NamedTuple):
 
 
 class Exchange:
-    """POSTs to ``url``, within ``timeout`` seconds, for replies of up to ``max_reply`` bytes.
-
-    ``who`` names the engine in errors.
-    """
+    """POSTs to ``url``, within ``timeout`` seconds. ``who`` names the engine in errors."""
 
     def __init__(
         self,
@@ -58,23 +53,21 @@ class Exchange:
         clock: IReactorTime,
         *,
         timeout: float,
-        max_reply: int,
         who: str,
     ) -> None:
         self._http = http
         self._url = url
         self._clock = clock
         self._timeout = timeout
-        self._max_reply = max_reply
         self._who = who
 
-    async def post(self, body: bytes) -> Reply:
-        """Send ``body`` as text/plain.
+    async def post(self, body: bytes, max_reply: int) -> Reply:
+        """Send ``body`` as text/plain, for a reply of up to ``max_reply`` bytes.
 
         Raises EngineUnreachable when no whole answer came in time; EngineError when it is too
         large, is no HTTP, or when TLS does not trust the engine.
         """
-        exchange = Deferred.fromCoroutine(self._exchange(body))
+        exchange = Deferred.fromCoroutine(self._exchange(body, max_reply))
         # Not addTimeout: what is cancelled in an HTTP request fails with errors of many kinds.
         limit = self._clock.callLater(self._timeout, exchange.cancel)
         try:
@@ -91,7 +84,7 @@ class Exchange:
             if limit.active():
                 limit.cancel()
 
-    async def _exchange(self, body: bytes) -> Reply:
+    async def _exchange(self, body: bytes, max_reply: int) -> Reply:
         response = await self._http.post(
             self._url,
             data=_Body(body),
@@ -103,7 +96,7 @@ class Exchange:
             reactor=cast(Any, self._clock),
         )
         # Also when the status says all: an unread reply would keep the connection open.
-        reader = await _Reader.read(response, self._max_reply)
+        reader = await _Reader.read(response, max_reply)
         return Reply(response.code, reader.pieces, reader.digest.digest(), _date(response.headers))
 
 
