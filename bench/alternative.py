@@ -6,11 +6,14 @@ import os
 import pwd
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from bench import processes
-from bench.side import ADDRESS, Access, Side, free_port, output, program
+from bench.lists import VM, menu
+from bench.server import ADDRESS, free_port, output, program
+from bench.side import Access, Side
 from vmconsole.ssh.transport import KEX
 
 # Seconds until the processes of a connection that ended must be gone.
@@ -33,7 +36,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 AuthenticationMethods publickey
 AuthorizedKeysFile none
-AuthorizedKeysCommand {grep} -hF -- %k {keys}
+AuthorizedKeysCommand {grep} {options} -- %k {keys}
 AuthorizedKeysCommandUser {lookup_user}
 DisableForwarding yes
 PermitUserRC no
@@ -44,12 +47,22 @@ Compression no
 MaxStartups 100
 ClientAliveInterval 10
 ClientAliveCountMax 3
-"""
+{forced}"""
 
 # Run by the account's shell as ``-c``, which the exec replaces: no process but virsh is left.
 _FORCED_COMMAND = (
     "case $SSH_ORIGINAL_COMMAND in ''|-*|*[!A-Za-z0-9._-]*) echo 'Which VM?'; exit 1;; esac; "
-    "exec {virsh} -c '{uri}' console --safe $SSH_ORIGINAL_COMMAND"
+    "exec {console} $SSH_ORIGINAL_COMMAND"
+)
+# Besides: without a name a menu, whose answer is the number of a line, and a word for info.
+_FORCED_MENU = (
+    "case $SSH_ORIGINAL_COMMAND in "
+    "info) echo sshd; exit;; "
+    "'') cat {menu}; printf '> '; read -r n; case $n in ''|*[!0-9]*) exit;; esac; "
+    'set -- $(sed -n "$n"p {menu});; '
+    "-*|*[!A-Za-z0-9._-]*) echo 'Which VM?'; exit 1;; "
+    "*) set -- 1. $SSH_ORIGINAL_COMMAND;; "
+    "esac; exec {console} $2"
 )
 
 # As root: an account of its own without a change to the machine, and no trace in its logins.
@@ -77,6 +90,7 @@ class Alternative(Side):
     label = "sshd + virsh"
     attached = b"Escape character is ^] (Ctrl + ])\r\n"
     leave = b"\x1d"
+    _grep_options = "-hF"
 
     def __init__(self, directory: Path, uri: str, pki: Path, key: Path) -> None:
         """``uri`` is libvirt's of the host; ``pki`` has the certificate for it; ``key`` is the
@@ -98,9 +112,10 @@ class Alternative(Side):
         self.access.known_hosts.write_text(f"[{ADDRESS}]:{self.access.port} {public}")
 
         uri = f"{uri.partition('?')[0]}?pkipath={quote(str(directory / 'pki'))}"
-        forced = _FORCED_COMMAND.format(virsh=program("virsh"), uri=uri)
-        user_key = output("ssh-keygen", "-y", "-f", str(key))
-        self._keys.write_text(f'restrict,pty,command="{forced}" {user_key}')
+        forced = self._write_keys(
+            output("ssh-keygen", "-y", "-f", str(key)),
+            f"{program('virsh')} -c '{uri}' console --safe",
+        )
         self._config.write_text(
             _SSHD_CONFIG.format(
                 address=ADDRESS,
@@ -108,9 +123,11 @@ class Alternative(Side):
                 host_key=host_key,
                 kex=_kex(),
                 grep=program("grep"),
+                options=self._grep_options,
                 keys=self._keys,
                 lookup_user="nobody" if self._as_root else user,
                 user=user,
+                forced=forced,
             )
         )
 
@@ -134,6 +151,13 @@ class Alternative(Side):
         while len(processes.tree(self.pid)) > 1 and time.monotonic() < deadline:
             time.sleep(0.02)
 
+    def _write_keys(self, user_key: str, console: str) -> str:
+        """Write who may log in; what that takes in sshd_config. ``console`` and the name of a VM
+        are the command for its console."""
+        forced = _FORCED_COMMAND.format(console=console)
+        self._keys.write_text(f'restrict,pty,command="{forced}" {user_key}')
+        return ""
+
     def _copy_pki(self, pki: Path) -> None:
         """Give the account a copy of the client's certificate, and as root make the account."""
         copy = self._directory / "pki"
@@ -146,6 +170,37 @@ class Alternative(Side):
         self._passwd.write_text(Path("/etc/passwd").read_text() + line)
         for path in (copy, *copy.iterdir()):
             os.chown(path, uid, uid)
+
+
+class AlternativeWithLists(Alternative):
+    """With many keys and a menu, all in files, and nobody who is asked for rights."""
+
+    # The first one that is found will do.
+    _grep_options = "-hFm1"
+
+    def __init__(
+        self,
+        directory: Path,
+        uri: str,
+        pki: Path,
+        key: Path,
+        keys: Sequence[str],
+        listed: Sequence[VM],
+    ) -> None:
+        """``keys`` are the lines of the file of keys, the user's among them."""
+        self._menu = directory / "menu"
+        self._lines = keys
+        self._listed = listed
+        super().__init__(directory, uri, pki, key)
+
+    def configuration(self) -> str:
+        return self._config.read_text()
+
+    def _write_keys(self, user_key: str, console: str) -> str:
+        # With the command in each line of many there would be more to look through.
+        self._keys.write_text("".join(f"restrict,pty {line}\n" for line in self._lines))
+        self._menu.write_text(menu(self._listed))
+        return f"ForceCommand {_FORCED_MENU.format(menu=self._menu, console=console)}\n"
 
 
 def _kex() -> str:

@@ -11,10 +11,14 @@ from types import TracebackType
 from typing import Self
 
 from bench.errors import BenchError
-from bench.side import ADDRESS, Side
+from bench.server import ADDRESS
+from bench.side import Side
 
 # Seconds.
 _TIMEOUT = 15.0
+
+# Bytes that are enough for an error, and for what may be awaited.
+_KEPT = 200
 
 # The key that awaits a guest's first answer, and how a terminal that is not raw yet echoes it.
 _KEY = b"\x01"
@@ -50,17 +54,17 @@ def command(side: Side, *arguments: str) -> list[str]:
 class Client:
     """One ssh session on a guest's console. Times are those of ``time.perf_counter``.
 
-    ``-tt`` asks for a terminal on the server, whatever stdin is; stdin and stdout are pipes,
+    ``-tt`` asks for a ``terminal`` on the server, whatever stdin is; stdin and stdout are pipes,
     so that there is no terminal on our side that would add a hop.
     """
 
-    def __init__(self, side: Side, guest: str) -> None:
-        """Start ssh."""
+    def __init__(self, side: Side, words: str, terminal: bool = True) -> None:
+        """Start ssh. ``words`` are what the user says to the server: a guest's name, a command."""
         self._side = side
         self._seen = b""
         self.lost = 0
         """Keys that never got to the guest."""
-        arguments = command(side, "-tt", guest)
+        arguments = command(side, "-tt" if terminal else "-T", words)
         self.started = time.perf_counter()
         self._ssh = subprocess.Popen(
             arguments,
@@ -90,7 +94,7 @@ class Client:
         now = self.started
         while end not in self._seen:
             data, now = self.read()
-            self._seen += data
+            self._seen = self._seen[-_KEPT:] + data
         self._seen = self._seen.partition(end)[2]
         return now
 
@@ -134,6 +138,14 @@ class Client:
     def leave(self) -> tuple[float, float]:
         """Leave the console; when that was typed, and when ssh had ended. Raises BenchError."""
         typed = self.press(self._side.leave)
+        return typed, self.end()
+
+    def has_ended(self) -> bool:
+        """Whether ssh has."""
+        return self._ssh.poll() is not None
+
+    def end(self) -> float:
+        """Wait until ssh has ended; when it had. Raises BenchError."""
         try:
             status = self._ssh.wait(_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -141,7 +153,7 @@ class Client:
         now = time.perf_counter()
         if status:
             raise self._error(f"ssh ended with status {status}")
-        return typed, now
+        return now
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.side import program
+from bench.server import program
 
 _TOP = Path(__file__).parents[1]
 

@@ -1,4 +1,4 @@
-"""Our side: ``twistd -n vmconsole`` with the embedded engine."""
+"""Our side: ``twistd -n vmconsole``, with the embedded engine or with another one."""
 
 from __future__ import annotations
 
@@ -8,51 +8,46 @@ import time
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.side import ADDRESS, Access, Side, free_port, output
+from bench.server import ADDRESS, free_port, output
+from bench.side import Access, Side
 
 _TOP = Path(__file__).parents[1]
 _USER = "alice"
+_HOST_KEY = "ssh_host_ed25519_key"
 # Seconds.
 _LISTED = 20.0
 _SETTLE = 0.1
 
 
-class Ours(Side):
-    """The proxy of this checkout, with one user and one key, and a state directory of its own."""
+class Proxy(Side):
+    """The proxy of this checkout, with a state directory of its own."""
 
     label = "ours"
     attached = b"?)]\r\n"
     leave = b"\x1d."
 
-    def __init__(self, directory: Path, uri: str) -> None:
-        """``uri`` is libvirt's of the host. Lays out ``directory``. Raises BenchError."""
+    def __init__(self, directory: Path, key: Path, host_key: Path | None = None) -> None:
+        """Lays out ``directory``. ``key`` is the user's; without ``host_key`` it makes its own."""
         super().__init__()
         self._directory = directory
         self._state = directory / "state"
         self._config = directory / "vmconsole.toml"
-        key = directory / "console.key"
-        port = free_port()
-        self.access = Access("vmproxy", port, key, directory / "known_hosts")
+        self.host_key = host_key or self._state / _HOST_KEY
+        self.access = Access("vmproxy", free_port(), key, directory / "known_hosts")
         self._environment = {**os.environ, "PYTHONPATH": str(_TOP)}
         self._state.mkdir(parents=True)
-        self._config.write_text(
-            f'[ssh]\nlisten = ["tcp:{port}:interface={ADDRESS}"]\n\n'
-            f'[state]\ndirectory = "{self._state}"\n'
-        )
-        self._vmconsole("user", "add", _USER)
-        key.touch(mode=0o600)
-        key.write_text(self._vmconsole("key", "generate", _USER))
-        self._vmconsole("host", "add", "node1", uri)
-        self._vmconsole("grant", _USER, "light*")
+        listen = f'[ssh]\nlisten = ["tcp:{self.access.port}:interface={ADDRESS}"]\n'
+        if host_key:
+            listen += f'host_keys = ["{host_key}"]\n'
+        self._config.write_text(f'{listen}\n[state]\ndirectory = "{self._state}"\n')
 
     def start(self) -> None:
         """Start it, and wait until it serves. Raises BenchError."""
         twistd = str(Path(sys.executable).with_name("twistd"))
         command = (twistd, "-n", "--pidfile=", "vmconsole", "--config", str(self._config))
         self._spawn(command, self._directory / "log", self._directory, self._environment)
-        host_key = output("ssh-keygen", "-y", "-f", str(self._state / "ssh_host_ed25519_key"))
+        host_key = output("ssh-keygen", "-y", "-f", str(self.host_key))
         self.access.known_hosts.write_text(f"[{ADDRESS}]:{self.access.port} {host_key}")
-        self._await_listing()
 
     def configuration(self) -> str:
         return self._config.read_text()
@@ -60,6 +55,24 @@ class Ours(Side):
     def settle(self) -> None:
         # It leaves the host behind the user's back; nothing outside shows when it is done.
         time.sleep(_SETTLE)
+
+
+class Ours(Proxy):
+    """With the embedded engine, one user and one key."""
+
+    def __init__(self, directory: Path, uri: str) -> None:
+        """``uri`` is libvirt's of the host. Lays out ``directory``. Raises BenchError."""
+        key = directory / "console.key"
+        super().__init__(directory, key)
+        self._vmconsole("user", "add", _USER)
+        key.touch(mode=0o600)
+        key.write_text(self._vmconsole("key", "generate", _USER))
+        self._vmconsole("host", "add", "node1", uri)
+        self._vmconsole("grant", _USER, "light*")
+
+    def start(self) -> None:
+        super().start()
+        self._await_listing()
 
     def _await_listing(self) -> None:
         """Wait until the engine has heard from the host."""
@@ -77,3 +90,15 @@ class Ours(Side):
             cwd=self._directory,
             env=self._environment,
         )
+
+
+class OursAtEngine(Proxy):
+    """With an engine elsewhere, which names no way to its hosts."""
+
+    def __init__(self, directory: Path, like: Proxy, engine: str, hosts: dict[str, str]) -> None:
+        """The same user and host key as ``like``; ``engine`` are lines of its configuration, and
+        ``hosts`` libvirt's URIs of those that can be reached."""
+        super().__init__(directory, like.access.key, like.host_key)
+        overrides = "".join(f'"{name}" = "{uri}"\n' for name, uri in hosts.items())
+        with self._config.open("a") as file:
+            file.write(f"\n[engine]\n{engine}\n[hosts.overrides]\n{overrides}")

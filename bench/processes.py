@@ -54,6 +54,11 @@ def cpu(root: int) -> float:
     return used
 
 
+def peak(pid: int) -> int:
+    """Bytes of memory of a process, shared ones too, when it had the most."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM") * 1024
+
+
 def pss(root: int) -> int:
     """Bytes of memory of a process and its descendants.
 
@@ -62,8 +67,12 @@ def pss(root: int) -> int:
     total = 0
     for pid in tree(root):
         with suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name == "Pss":
-                    total += int(value.split()[0]) * 1024
+            total += _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss") * 1024
     return total
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    return 0

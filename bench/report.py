@@ -32,7 +32,10 @@ def table(name: str, rounds: int, result: Result, setting: Setting) -> str:
     """What a row found."""
     labels = (setting.ours.label, setting.alternative.label, "ratio")
     title = f"# {name}, {rounds} rounds"
-    lines = ["", title + "".join(f"{label:>{_VALUE}}" for label in labels).rjust(_width(title))]
+    lines = [""]
+    if result.configuration:
+        lines += [*result.configuration.rstrip().splitlines(), ""]
+    lines += [title + "".join(f"{label:>{_VALUE}}" for label in labels).rjust(_width(title))]
     for measurement in result.measurements:
         lines += ["", *_lines(measurement)]
     lines += [""]
@@ -73,6 +76,7 @@ def as_json(
             name: {
                 "measurements": [_measurement(each) for each in result.measurements],
                 "notes": list(result.notes),
+                "configuration": result.configuration,
             }
             for name, result in results.items()
         },

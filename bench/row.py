@@ -11,10 +11,14 @@ from bench.stats import Measurement
 
 @dataclass(frozen=True)
 class Result:
-    """What a row found. Notes say what was not comparable, or what to make of it."""
+    """What a row found. Notes say what was not comparable, or what to make of it.
+
+    ``configuration`` tells how servers of its own were set up.
+    """
 
     measurements: Sequence[Measurement]
     notes: Sequence[str] = ()
+    configuration: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.alternative import Alternative
-from bench.ours import Ours
+from bench.ours import Ours, Proxy
 from bench.side import Side
 from tests import lab
 
@@ -21,12 +21,16 @@ GUESTS = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """One lab host with light guests, which send back each byte, and both servers before it."""
+    """One lab host with light guests, which send back each byte, and both servers before it.
+
+    ``directory`` is for what a row makes, and goes at the end.
+    """
 
     host: lab.LibvirtHost
     guests: list[str]
-    ours: Ours
+    ours: Proxy
     alternative: Alternative
+    directory: Path
 
     def order(self, number: int) -> tuple[Side, Side]:
         """Who comes first in a round: A B, B A, A B... makes a drift hit both alike."""
@@ -67,4 +71,4 @@ def set_up() -> Iterator[Setting]:
         for side in (ours, alternative):
             stack.callback(side.stop)
             side.start()
-        yield Setting(host, names, ours, alternative)
+        yield Setting(host, names, ours, alternative, directory)

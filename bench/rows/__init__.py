@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from bench.row import Row
-from bench.rows import connect, echo
+from bench.rows import connect, echo, engine
 
-ROWS: dict[str, Row] = {row.name: row for row in (connect.ROW, echo.ROW)}
+ROWS: dict[str, Row] = {row.name: row for row in (connect.ROW, echo.ROW, engine.ROW)}
