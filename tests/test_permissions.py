@@ -340,7 +340,8 @@ class WatchTests(EngineTestCase):
                 [since] = seen.unchecked
                 assert since is not None
                 self.assertAlmostEqual(since, last, 3)
-        self.assertEqual(len(self.logged("cannot be checked (alice, bob): refused")), 1)
+        for words in ("refused", "The engine says 403."):
+            self.assertEqual(len(self.logged(f"cannot be checked (alice, bob): {words}")), 1)
         self.engine.error, self.engine.keys = None, [key_of("alice"), key_of("bob")]
         self.periods()
         self.assertEqual((alice.unchecked[1:], bob.unchecked[1:]), ([None], [None]))

@@ -133,6 +133,23 @@ class RevocationTests(PermissionsTestCase):
         self.pair.type(second, b"on")
         self.assertEqual(self.pair.guests.guest.typed, b"on")
 
+    def test_old_menu(self) -> None:
+        """What is chosen from a menu that has stood there is looked up again: a VM that is no
+        longer the user's is not opened, one that has moved is opened where it is now."""
+        for vms, opened, told in (
+            ([console("vm2")], 0, b"ERROR: You no longer have access to vm1, or it is gone."),
+            ([console("vm1", host="node9")], 1, b"vm1 on node9"),
+        ):
+            self.engine.vms[ALICE.id] = [console("vm1"), console("vm2")]
+            self.pair.advance(6)
+            channel = self.pair.run(pty=True)
+            self.engine.vms[ALICE.id] = vms
+            self.pair.advance(6)
+            self.pair.type(channel, b"1\r\rroot\r")
+            self.assertEqual(len(self.pair.guests.opened), opened)
+            self.assertIn(told, channel.error + channel.output)
+        self.assertEqual(self.pair.guests.guest.typed, b"\rroot\r")
+
     def test_left(self) -> None:
         """Who has left is not looked at any more."""
         channel = self.connected()
@@ -244,6 +261,10 @@ class StaleTests(PermissionsTestCase):
             self.assertEqual(listing.status, 0)
         channel = self.pair.run(b"vm1", pty=True)
         self.assertEqual(channel.error.count(b"engine unreachable"), 1)
+        menu = self.pair.run(pty=True)
+        self.pair.type(menu, b"2\r")
+        self.assertIn(b"vm2 on node1", menu.output)
+        self.assertEqual(menu.error.count(b"engine unreachable"), 1)
 
     def test_told_by_any_command(self) -> None:
         """A login by an old answer is told by the first command, whichever it is."""

@@ -57,6 +57,7 @@ class Permissions(Service):
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
         self._looking: Deferred[None] | None = None
+        self._trouble = ""
 
     async def owner(self, blob: bytes, address: str) -> KeyOwner | None:
         """See IPermissions."""
@@ -175,9 +176,10 @@ class Permissions(Service):
         self, watches: set[Watch] | Sequence[Watch], error: EngineError | None = None
     ) -> None:
         new = [watch for watch in watches if watch.failed()]
-        if new and error is not None:
+        if error is not None and (new or str(error) != self._trouble):
+            self._trouble = str(error)
             self._log.warn(
                 "Open sessions go on, and cannot be checked ({names}): {error}",
-                names=", ".join(sorted({printable(watch.user.name) for watch in new})),
+                names=", ".join(sorted({printable(watch.user.name) for watch in new or watches})),
                 error=str(error),
             )

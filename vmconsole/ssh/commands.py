@@ -6,7 +6,8 @@ import argparse
 import json
 import shlex
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import NoReturn
 
 import msgspec
 from twisted.internet.defer import CancelledError
@@ -115,12 +116,15 @@ def parse(line: bytes) -> Request:
     return Request(vm=words[0])
 
 
-class _Session(NamedTuple):
+@dataclass
+class _Session:
     """Where a command runs, and for whom."""
 
     channel: SessionChannel
     login: Login
     watch: IWatch | None
+    told: float | None = None
+    """Of which old answer of the engine the user has been told."""
 
 
 class Commands:
@@ -251,7 +255,19 @@ class Commands:
         user.channel.part()
         if chosen is None:
             return 0
-        return await self._open(user, chosen, menu.rest)
+        return await self._open(user, await self._look_again(user, chosen), menu.rest)
+
+    async def _look_again(self, user: _Session, chosen: ConsoleInfo) -> ConsoleInfo:
+        # The menu may have stood there for hours.
+        try:
+            return by_id(await self._consoles(user), chosen.vm_id)
+        except NoSuchConsole:
+            name = printable(chosen.vm_name)
+            raise NoSuchConsole(
+                f"{name} is not there any more: not running, unknown, or not yours."
+                if self._permissions.placed_only
+                else f"You no longer have access to {name}, or it is gone."
+            ) from None
 
     async def _open(self, user: _Session, console: ConsoleInfo, typed: bytes = b"") -> int:
         login = user.login
@@ -294,8 +310,9 @@ class Commands:
         return found.consoles
 
     def _tell_stale(self, user: _Session, answered: float | None) -> None:
-        if answered is None:
+        if answered is None or answered == user.told:
             return
+        user.told = answered
         age = ago(self._clock.seconds() - answered)
         user.channel.write_error(f"[engine unreachable: using its answer from {age}]")
         self._log.warn(
