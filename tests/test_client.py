@@ -401,6 +401,24 @@ class ReplyTests(ClientTestCase):
         [key] = self.keys()
         self.assertEqual(key.options, KeyOptions(sources=("192.0.2.7",)))
 
+    def test_options_apart(self) -> None:
+        """So do those that an engine tells in a field of their own. Options in both places, or
+        ones that we do not know, disable the key."""
+        line = public_line("alice")
+        self.servlet.body = keys(
+            entry("alice", line, options='from="192.0.2.7"'),
+            entry("bob", public_line("bob"), options=""),
+            entry("carol", public_line("carol"), options="no-pty"),
+            entry("dave", f"restrict {public_line('dave')}", options='from="192.0.2.7"'),
+            entry("erin", public_line("erin"), options=["restrict"]),
+            entry("frank", public_line("frank"), options=" "),
+        )
+        self.assertEqual(
+            [(key.user_name, key.options.sources) for key in self.keys()],
+            [("alice@internal", ("192.0.2.7",)), ("bob@internal", ()), ("frank@internal", ())],
+        )
+        self.assertEqual(len(self.logged("Left out")), 3)
+
     def test_no_keys(self) -> None:
         """A reply that has no keys is an answer only when it says so."""
         self.servlet.body = keys()

@@ -35,6 +35,8 @@ class _KeyEntry(msgspec.Struct):
     entityid: str
     entity: str
     key: str
+    options: str = ""
+    """Of an engine that knows the feature ``key_options``: then the key is a bare one."""
 
 
 class _ConsoleEntry(msgspec.Struct):
@@ -139,7 +141,7 @@ def _authorized_key(entry: object) -> AuthorizedKey | None:
     if not fields.key.strip():
         return None
     try:
-        line = parse_key_line(fields.key)
+        line = parse_key_line(f"{fields.options} {fields.key}")
     except ValueError as error:
         raise ValueError(f"a key of {printable(fields.entity)}: {error}") from None
     if not fields.entityid:
