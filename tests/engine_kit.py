@@ -104,7 +104,7 @@ def client_of(
 
 async def all_keys(client: EngineClient) -> Sequence[AuthorizedKey]:
     """The keys, read to the last one."""
-    return tuple((await client.authorized_keys()).keys)
+    return tuple(key for key in (await client.authorized_keys()).keys if key is not None)
 
 
 class EngineInMemory:

@@ -12,7 +12,7 @@ from twisted.logger import LogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.errors import ConsoleError, EngineError, VMConsoleError
+from vmconsole.errors import ConsoleError, EngineError, EngineUnreachable, VMConsoleError
 from vmconsole.interfaces import (
     AuthorizedKey,
     ConsoleInfo,
@@ -145,6 +145,8 @@ class Engine:
         self.error: VMConsoleError | None = None
         self.unknown: set[str] = set()
         """The ids of users about whom the question fails."""
+        self.silent: set[str] = set()
+        """The ids of users about whom there is no answer."""
         self.asked: list[str] = []
         self.read = 0
         """Keys that were read."""
@@ -169,6 +171,8 @@ class Engine:
             raise self.error
         if user_id in self.unknown:
             raise EngineError("500")
+        if user_id in self.silent:
+            raise EngineUnreachable("no answer")
         return tuple(self.vms.get(user_id, []))
 
     def _read(self, keys: list[AuthorizedKey]) -> Iterator[AuthorizedKey]:

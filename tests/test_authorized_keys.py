@@ -276,7 +276,7 @@ class OutageTests(KeysTestCase):
         """Nobody knows whether a key that is not in the old answer is a new one: that is told."""
         self.clock.advance(120)
         text = self.failure(self.keys.owner(b"stranger", HERE), EngineUnreachable)
-        self.assertIn("not in its last answer, from 2 minutes ago", text)
+        self.assertIn("its last answer, from 2 minutes ago, names no one user", text)
 
     def test_back(self) -> None:
         """Once it is back its new answer counts."""

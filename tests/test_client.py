@@ -51,6 +51,7 @@ from vmconsole.engine.ticket import TicketVerifier
 from vmconsole.errors import ConfigError, EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Domain, DomainState, IEngine
 from vmconsole.keyoptions import KeyOptions
+from vmconsole.publickeys import fingerprint
 
 USER = "11111111-2222-3333-4444-555555555555"
 WEB = {"vmid": "1", "vmname": "web", "host": "node1", "console": "default"}
@@ -315,16 +316,45 @@ class ReplyTests(ClientTestCase):
             self.assertEqual((key.user_id, key.user_name), ("id of alice", "alice@internal"))
         lines = self.logged("Left out")
         self.assertEqual(len(lines), 7)
-        self.assertEqual(len(self.logged("carol@internal: its option command is not supported")), 1)
+        shown = fingerprint(parse_key_line(public_line("carol")).blob)
+        line = f"carol@internal ({shown}): its option command is not supported"
+        self.assertEqual(len(self.logged(line)), 1)
         self.assertFalse(self.logged("erin"), "a blank line is no mistake")
 
     def test_many_problems(self) -> None:
-        """However many entries are bad, the log stays short."""
-        self.servlet.body = consoles(*({**WEB, "vmname": str(i), "host": ""} for i in range(3000)))
+        """However many entries are bad, the log stays short; one user's do not hide another's."""
+        bad = [entry("mallory", f"no-{number} {public_line('m')}") for number in range(2000)]
+        bad += [entry(f"u{number}", "no key") for number in range(100)]
+        self.servlet.body = keys(*bad)
         for _ in range(2):
-            self.consoles()
-        self.assertEqual(len(self.logged("Left out")), 1000)
-        self.assertEqual(len(self.logged("no more are logged")), 1)
+            self.keys()
+        self.assertEqual(len(self.logged("Left out")), 10 + 1 + 100)
+        self.assertEqual(len(self.logged("more of mallory@internal")), 1)
+        self.servlet.body = keys(*(entry(f"v{number}", "no key") for number in range(3000)))
+        self.keys()
+        self.assertEqual(len(self.logged("Left out")), 111 + 1000 + 1)
+        self.assertEqual(len(self.logged("much more")), 1)
+
+    def test_problem_again(self) -> None:
+        """A problem that was mended, and is there again later, is news."""
+        for seconds, count in ((0, 1), (599, 1), (599, 1), (601, 2), (-3600, 3)):
+            self.clock.rightNow += seconds
+            self.servlet.body = keys(entry("bob", "no key"))
+            self.keys()
+            self.assertEqual(len(self.logged("Left out")), count)
+
+    def test_fingerprints(self) -> None:
+        """Of two keys of a user with the same problem each is told; of what is no public key
+        nothing is shown."""
+        lines = [f"no-pty {public_line(name)}" for name in ("one", "two")]
+        self.servlet.body = keys(*(entry("bob", line) for line in (*lines, "no-pty secret")))
+        self.keys()
+        shown = [fingerprint(parse_key_line(public_line(name)).blob) for name in ("one", "two")]
+        told = self.logged("Left out")
+        self.assertEqual(len(told), 3)
+        for each in shown:
+            self.assertEqual(len(self.logged(each)), 1)
+        self.assertFalse(self.logged("secret"))
 
     def test_useless(self) -> None:
         """A reply that is not the answer is an EngineError, and never an empty answer."""
@@ -389,7 +419,7 @@ class ReplyTests(ClientTestCase):
         self.servlet.body = keys(entry("alice", public_line("alice")), 1, 2)
         first = self.result(self.client.authorized_keys())
         self.assertFalse(self.logged("Left out"))
-        self.assertEqual(len(list(first.keys)), 1)
+        self.assertEqual(len([key for key in first.keys if key is not None]), 1)
         self.assertEqual(len(self.logged("Left out")), 1)
         self.assertEqual(self.result(self.client.authorized_keys()).digest, first.digest)
         self.servlet.body = keys(entry("alice", public_line("alice")))
@@ -430,6 +460,12 @@ class ReplyTests(ClientTestCase):
             {"keys": []},
             [],
             {"content": "key_list", "other": ["x" * 1000] * 2000},
+            {"content": "console_list", "keys": [entry("alice", public_line("alice"))]},
+            {"content": "key_list", "keys": {"item": entry("alice", public_line("alice"))}},
+            {"content": "key_list", "keys.item": entry("alice", public_line("alice"))},
+            {"content": "key_list", "x": {"keys": [entry("alice", public_line("alice"))]}},
+            [[{"content": "key_list", "keys": []}]],
+            keys(1, [], {}, {"entityid": 1}),
         ):
             self.servlet.body = body
             self.assertIn("answer", self.failure(all_keys(self.client), EngineError))
@@ -442,6 +478,36 @@ class ReplyTests(ClientTestCase):
             self.failure(all_keys(self.client), EngineError)
         self.servlet.body = whole + b"]"
         self.failure(all_keys(self.client), EngineError)
+
+    def test_hostile(self) -> None:
+        """Numbers without end, deep nesting, and what is no Unicode are clear errors, or spoil
+        their own entry alone."""
+        line = json.dumps(public_line("alice"))
+        good = f'{{"entityid":"1","entity":"alice","key":{line}}}'
+        for extra in ("9" * 5000, "[" * 100000, '{"a":' * 100000):
+            self.servlet.body = f'{{"content":"key_list","keys":[{good}],"x":{extra}'.encode()
+            self.failure(all_keys(self.client), EngineError)
+        for bad in (
+            rb'{"entityid":"2","entity":"x\udc00","key":""}',
+            b"[[[[]]]]",
+            b'{"entityid":{"entityid":"2"},"entity":"x","key":"x"}',
+            b'{"entityid":"2","entity":"x","key":"x\u0000"}',
+        ):
+            whole = b'{"content":"key_list","keys":[%s,%s]}' % (bad, good.encode())
+            self.servlet.body = whole
+            self.assertEqual({key.user_name for key in self.keys()}, {"alice"})
+
+    def test_surrogates(self) -> None:
+        """Wherever a reply is cut, pairs of surrogates stay what they are, beside lone ones."""
+        for shift in range(40):
+            line = f"{public_line('alice')} " + "x" * shift
+            entries = [{"entityid": "1", "entity": "a\U0001f600\\" * 300, "key": line}] * 60
+            text = json.dumps(keys(*entries, entry("x\udc00\ud83d", line)))
+            self.servlet.body = text.encode()
+            self.assertEqual(
+                {key.user_name for key in self.keys()},
+                {entries[0]["entity"], "x\ufffd\ufffd@internal"},
+            )
 
     def test_gzip(self) -> None:
         """A compressed reply is read; the limit counts what comes out."""

@@ -363,13 +363,20 @@ class ParseTests(SynchronousTestCase):
     def test_too_long(self) -> None:
         """Options that are longer than sense are refused: matching takes time."""
         for size, good in ((4096, True), (4097, False)):
-            text = 'from="' + ",".join(["10.0.0.1"] * 400)
+            text = 'from="' + ",".join(["10.0.0.1"] * 100)
             text = text.ljust(size - 1, "x") + '"'
             if good:
                 self.assertTrue(parse_key_options(text).sources)
             else:
                 error = self.assertRaises(ValueError, parse_key_options, text)
                 self.assertEqual(str(error), "its options have more than 4096 characters")
+
+    def test_too_many(self) -> None:
+        """So are more patterns than sense."""
+        self.assertTrue(parse_key_options('from="' + ",".join("*" * 128) + '"').sources)
+        text = 'from="' + ",".join("*" * 129) + '"'
+        error = self.assertRaises(ValueError, parse_key_options, text)
+        self.assertEqual(str(error), "its option from has more than 128 patterns")
 
     @given(some.text())
     @example('from="fe80::%/1"')

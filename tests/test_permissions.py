@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -57,6 +58,8 @@ class ListsTests(EngineTestCase):
         self.assertEqual(self.engine.asked, ["alice", "bob"])
         self.engine.vms["alice"] = []
         self.assertEqual(self.names(), ["db", "web"])
+        self.assertEqual(self.names(fresh=True), ["db", "web"], "it is as fresh as can be")
+        self.clock.advance(0.2)
         self.assertEqual(self.names(fresh=True), [])
         self.assertEqual(self.names(), [])
         self.clock.advance(5.0)
@@ -231,7 +234,7 @@ class WatchTests(EngineTestCase):
         self.open(bob, console("web"))
         self.clock.advance(RECHECK)
         self.clock.advance(RECHECK * 0.9)
-        self.assertEqual(self.engine.asked[4:], ["keys", "u-alice", "u-bob"])
+        self.assertEqual(self.engine.asked[4:], ["keys", "u-bob", "u-alice"])
         first.watch.stop()
         stop()
         self.clock.advance(RECHECK)
@@ -340,8 +343,8 @@ class WatchTests(EngineTestCase):
                 [since] = seen.unchecked
                 assert since is not None
                 self.assertAlmostEqual(since, last, 3)
-        for words in ("refused", "The engine says 403."):
-            self.assertEqual(len(self.logged(f"cannot be checked (alice, bob): {words}")), 1)
+        self.assertEqual(len(self.logged("cannot be checked (alice, bob): refused")), 1)
+        self.assertEqual(len(self.logged("cannot be checked (as before): The engine says 403.")), 1)
         self.engine.error, self.engine.keys = None, [key_of("alice"), key_of("bob")]
         self.periods()
         self.assertEqual((alice.unchecked[1:], bob.unchecked[1:]), ([None], [None]))
@@ -386,20 +389,37 @@ class WatchTests(EngineTestCase):
             self.clock.advance(RECHECK * 0.08)
         self.assertEqual(counts, list(range(2, 12)))
 
+    def questions(self) -> Counter[str]:
+        """What was asked since the last look."""
+        asked, self.engine.asked = Counter(self.engine.asked), []
+        return asked
+
     def test_at_once(self) -> None:
-        """At most four questions are out at a time; a look that lags is logged, and the next
-        one begins when it is over."""
-        self.crowd(10)
+        """At most four questions about users are out at a time; a look that lags is logged in
+        each period that it holds up, and the look at the keys goes on meanwhile."""
+        crowd = self.crowd(10)
         self.engine.consoles_gate = Deferred()
         self.periods(3)
-        self.assertEqual(len(self.engine.asked), 5)
+        asked = self.questions()
+        self.assertEqual((asked["keys"], asked.total()), (3, 7))
+        self.assertEqual(len(self.logged("the consoles of open sessions lags")), 2)
+        self.engine.keys = [key for key in self.engine.keys if key.user_id != "u-n009"]
+        self.periods()
+        self.assertEqual([len(seen.revoked) for seen in crowd], [0] * 9 + [1])
         gate, self.engine.consoles_gate = self.engine.consoles_gate, None
         gate.callback(None)
-        self.assertEqual(len(self.engine.asked), 11)
-        self.assertEqual(len(self.logged("it lags")), 1)
+        self.questions()
         self.periods(2)
-        self.assertGreater(len(self.engine.asked), 21)
-        self.assertEqual(len(self.logged("it lags")), 1)
+        self.assertEqual(self.questions()["u-n000"], 2)
+        self.assertEqual(len(self.logged("lags")), 3)
+
+    def test_keys_lag(self) -> None:
+        """A question for the keys that takes longer than a period is logged, and not repeated."""
+        self.login("alice")
+        self.engine.keys_gate = Deferred()
+        self.periods(3)
+        self.assertEqual(self.questions(), {"keys": 1})
+        self.assertEqual(len(self.logged("the keys of open sessions lags")), 2)
 
     def test_outage_begins(self) -> None:
         """An engine that stops to answer in the middle is not asked about everybody."""
@@ -407,8 +427,45 @@ class WatchTests(EngineTestCase):
         self.clock.advance(RECHECK)
         self.engine.error = EngineUnreachable("refused")
         self.clock.advance(RECHECK * 0.8)
-        self.assertLessEqual(len(self.engine.asked), 4)
+        self.assertEqual(len(self.engine.asked), 1 + 1 + 4)
         self.assertEqual([len(seen.unchecked) for seen in crowd], [0] + [1] * 9)
+
+    def test_silent_about_some(self) -> None:
+        """No answer about some users, however many, hides nobody else: they all get their turn."""
+        crowd = self.crowd(20)
+        self.engine.silent = {f"u-n{number:03}" for number in range(10)}
+        self.engine.vms = {}
+        self.periods(8)
+        ended = [len(seen.consoles["web"]) for seen in crowd]
+        self.assertEqual(ended, [0] * 10 + [1] * 10)
+
+    def test_broken_callback(self) -> None:
+        """An error of ours about one login spoils the look at no other."""
+        broken, fine = self.login("alice"), self.login("bob")
+        for seen in (broken, fine):
+            self.open(seen, console("web"))
+        broken.watch.console(console("db"), broken.revoked.index, broken.revoked.index)  # type: ignore[arg-type]
+        self.engine.vms = {}
+        self.periods(3)
+        self.assertEqual(fine.consoles, {"web": ["You no longer have access to web."]})
+        self.engine.keys = []
+        self.periods()
+        self.assertEqual((len(broken.revoked), len(fine.revoked)), (1, 1))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+
+    def test_part_of_it(self) -> None:
+        """A session is checked again only when both looks are good; without an open console the
+        keys are enough."""
+        alice = self.login("alice")
+        stop = self.open(alice, console("web"))
+        self.engine.error = EngineUnreachable("refused")
+        self.periods(2)
+        self.engine.error = None
+        self.engine.silent = {"u-alice"}
+        self.periods(2)
+        self.assertEqual(len(alice.unchecked), 1)
+        stop()
+        self.assertEqual(alice.unchecked[1:], [None])
 
     def test_stop(self) -> None:
         """A service that stops in the middle of a look leaves nothing behind."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.conch.ssh.common import NS
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import console
-from tests.sshpair import ALICE, ALICE_KEY, SSHPair
+from tests.sshpair import ALICE, ALICE_KEY, PTY, SSHPair
 from vmconsole.config import Config, Engine
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey
@@ -150,6 +151,36 @@ class RevocationTests(PermissionsTestCase):
             self.assertIn(told, channel.error + channel.output)
         self.assertEqual(self.pair.guests.guest.typed, b"\rroot\r")
 
+    def test_exec_after_revocation(self) -> None:
+        """A channel that was opened before, and asks for a console only afterwards, gets none:
+        whether its client takes no notice of the end, or no output."""
+        for window in (1 << 20, 1):
+            pair = self.pair = SSHPair()
+            pair.permissions.startService()
+            self.addCleanup(pair.permissions.stopService)
+            pair.engine.vms[ALICE.id] = [console("vm1")]
+            pair.login()
+            channel = pair.open(window, reads_no_more=True)
+            channel.closed = channel.closeReceived = lambda: None  # type: ignore[method-assign]
+            pair.engine.keys.clear()
+            pair.advance(RECHECK)
+            if not channel.localClosed:
+                pair.connection.sendRequest(channel, b"pty-req", PTY)
+                pair.connection.sendRequest(channel, b"exec", NS(b"vm1"))
+                pair.flush()
+            self.assertEqual(pair.guests.opened, [])
+
+    def test_revoked_in_the_same_turn(self) -> None:
+        """A command that has not begun when the login ends never does, and the client hears why."""
+        channel = self.pair.open()
+        self.pair.connection.sendRequest(channel, b"pty-req", PTY)
+        self.pair.connection.sendRequest(channel, b"exec", NS(b"vm1"))
+        self.pair.pump.flush()
+        self.pair.server.avatar.revoke("no more")
+        self.pair.flush()
+        self.assertEqual(self.pair.guests.opened, [])
+        self.assertEqual(self.pair.client.disconnected, (11, b"no more"))
+
     def test_left(self) -> None:
         """Who has left is not looked at any more."""
         channel = self.connected()
@@ -267,9 +298,11 @@ class StaleTests(PermissionsTestCase):
         self.assertEqual(menu.error.count(b"engine unreachable"), 1)
 
     def test_told_by_any_command(self) -> None:
-        """A login by an old answer is told by the first command, whichever it is."""
+        """A login by an old answer is told by the first command that is about the user."""
         self.outage(30)
         self.pair.login()
+        for line in (b"help", b"nonsense of mine", b"connect"):
+            self.assertNotIn(b"unreachable", self.pair.run(line).error)
         line = b"[engine unreachable: using its answer from 30 seconds ago]\n"
         self.assertEqual(self.pair.run(b"info").error, line)
         self.assertEqual(self.pair.run(b"info").error, b"")

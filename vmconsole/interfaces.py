@@ -35,8 +35,9 @@ class KeyList(msgspec.Struct, frozen=True):
 
     digest: bytes
     """The same for the same answer: who has an index of it need not read it again."""
-    keys: Iterable[AuthorizedKey]
-    """Read as they are taken, once. Raises EngineError when the answer is no use after all."""
+    keys: Iterable[AuthorizedKey | None]
+    """Read as they are taken, once, each step in little time; None: a step without a key. Raises
+    EngineError when the answer is no use after all."""
 
 
 class User(msgspec.Struct, frozen=True):
@@ -137,6 +138,11 @@ class IPermissions(Interface):
 
 class IWatch(Interface):
     """The look at one login."""
+
+    unconfirmed = Attribute(
+        "When the engine gave the old answer by which the login was let in (POSIX seconds), until "
+        "it has given a new one, or the user was told; None: one of these."
+    )
 
     def console(
         console: ConsoleInfo, revoked: Callable[[str], None], role: Callable[[Role], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -19,6 +20,11 @@ from vmconsole.text import ago, printable
 # Strangers' keys must not make us ask more often than this, in seconds.
 _SHORTEST_INTERVAL = 1.0
 _NO_OPTIONS = KeyOptions()
+# A user's lines with the same key and different options: each is looked at, at each login.
+_MAX_LINES = 16
+# Of users who share a key, how many are named; and how many such keys are logged.
+_MAX_NAMES = 10
+_MAX_LOGGED = 100
 
 
 class Index:
@@ -32,25 +38,37 @@ class Index:
         self.users: dict[bytes, User | None] = {}
         """None: the key belongs to several users."""
         self.sharers: dict[bytes, set[str]] = {}
-        """The names of those users."""
-        self._options: dict[bytes, tuple[KeyOptions, ...]] = {}
+        """The names of those users, or of some of them."""
+        self.overfull: set[bytes] = set()
+        """Keys that stand in more lines with options than count."""
+        self._options: dict[bytes, list[KeyOptions]] = {}
 
-    def add(self, keys: Iterable[AuthorizedKey]) -> Iterator[None]:
+    def add(self, keys: Iterable[AuthorizedKey | None]) -> Iterator[None]:
         """Add ``keys``, one at each step."""
         users: dict[str, User] = {}
         for key in keys:
-            user = users.setdefault(key.user_id, User(key.user_id, key.user_name))
-            if key.blob not in self.users:
-                self.users[key.blob] = user
-                if key.options != _NO_OPTIONS:
-                    self._options[key.blob] = (key.options,)
-            elif self.users[key.blob] is not user:
-                known = self.users[key.blob]
-                self.sharers.setdefault(key.blob, {known.name} if known else set()).add(user.name)
-                self.users[key.blob] = None
-            elif key.blob in self._options:
-                self._options[key.blob] += (key.options,)
+            if key is not None:
+                user = users.setdefault(key.user_id, User(key.user_id, key.user_name))
+                self._add(key, user)
             yield
+
+    def _add(self, key: AuthorizedKey, user: User) -> None:
+        if key.blob not in self.users:
+            self.users[key.blob] = user
+            if key.options != _NO_OPTIONS:
+                self._options[key.blob] = [key.options]
+        elif self.users[key.blob] is not user:
+            known = self.users[key.blob]
+            names = self.sharers.setdefault(key.blob, {known.name} if known else set())
+            if len(names) < _MAX_NAMES:
+                names.add(user.name)
+            self.users[key.blob] = None
+        elif key.blob in self._options:
+            lines = self._options[key.blob]
+            if len(lines) < _MAX_LINES:
+                lines.append(key.options)
+            else:
+                self.overfull.add(key.blob)
 
     def empty(self) -> Iterator[None]:
         """Take all out again, one at each step: to free many small objects takes its time, too."""
@@ -66,7 +84,7 @@ class Index:
         user = self.users.get(blob)
         if user is None:
             return None
-        lines = self._options.get(blob, (_NO_OPTIONS,))
+        lines = self._options.get(blob, [_NO_OPTIONS])
         refusals = [line.refusal(address, now) for line in lines]
         letting_in = [line for line, refusal in zip(lines, refusals, strict=True) if not refusal]
         if not letting_in:
@@ -95,8 +113,8 @@ class AuthorizedKeys:
             return owner
         if owner is None:
             raise EngineUnreachable(
-                "The engine does not answer, and this key was not in its last answer, from "
-                f"{ago(now - answer.answered)}."
+                "The engine does not answer, and its last answer, from "
+                f"{ago(now - answer.answered)}, names no one user with this key."
             )
         return KeyOwner(owner.user, owner.verify_required, answer.answered)
 
@@ -116,17 +134,32 @@ class AuthorizedKeys:
             return last
         index = Index(keys.digest)
         await in_slices(index.add(keys.keys), self._clock)
+        await in_slices(self._log_unusable(index, last), self._clock)
         if last is not None:
             # Later: until this returns it is still the one that answers.
             self._clock.callLater(0, self._drop, last)
-        for blob in index.sharers.keys() - (last.sharers.keys() if last else ()):
+        return index
+
+    def _log_unusable(self, index: Index, last: Index | None) -> Iterator[None]:
+        shared = index.sharers.keys() - (last.sharers.keys() if last else ())
+        for blob in islice(shared, _MAX_LOGGED):
             self._log.warn(
                 "The key {fingerprint} belongs to several users and is refused for all of them: "
                 "{users}",
                 fingerprint=fingerprint(blob),
                 users=", ".join(printable(name) for name in sorted(index.sharers[blob])),
             )
-        return index
+            yield
+        if len(shared) > _MAX_LOGGED:
+            self._log.warn("So are {count} more keys", count=len(shared) - _MAX_LOGGED)
+        for blob in islice(index.overfull - (last.overfull if last else set()), _MAX_LOGGED):
+            self._log.warn(
+                "The key {fingerprint} stands in more than {count} lines with options: the others "
+                "do not count",
+                fingerprint=fingerprint(blob),
+                count=_MAX_LINES,
+            )
+            yield
 
     def _drop(self, index: Index) -> None:
         Deferred.fromCoroutine(in_slices(index.empty(), self._clock))

@@ -70,7 +70,7 @@ class EngineClient:
         self._clock = clock
         self._random = random
         self._max_reply = max_reply
-        self._problems = Problems()
+        self._problems = Problems(clock)
 
     async def authorized_keys(self) -> KeyList:
         """See IEngine."""
@@ -115,7 +115,8 @@ class EngineClient:
         if status == 500:
             return EngineError(
                 f"{who} failed (HTTP status 500); its log may say why. A user whom it does not "
-                "know is one reason, and so is a certificate without an extended key usage."
+                "know is one reason. Another is the certificate that signs our tickets: look at "
+                "its extended key usage, its CA, and both clocks."
                 f"{self._suspicions(reply, identity)}"
             )
         if status == 404 or 300 <= status < 400:

@@ -175,7 +175,7 @@ class _Reader(Protocol):
 def _date(headers: Headers) -> datetime | None:
     try:
         date = parsedate_to_datetime((headers.getRawHeaders("Date") or [""])[0])
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 

@@ -29,6 +29,7 @@ from vmconsole.config import Config
 from vmconsole.engine.client import Credentials, EngineClient
 from vmconsole.engine.credentials import load_engine_authorities, load_ticket_identity
 from vmconsole.engine.embedded.listen import unix_address
+from vmconsole.engine.replies import warn_if_slow
 from vmconsole.pki import Identity
 
 Authorities = Callable[[], Sequence[x509.Certificate]]
@@ -53,6 +54,7 @@ def make_engine_client(
         async def credentials() -> Identity:
             return identity
 
+    warn_if_slow(_log)
     return EngineClient(
         make_http_client(reactor, config, authorities),
         # Over the unix socket the name is only for the Host header.

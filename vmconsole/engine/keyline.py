@@ -5,11 +5,12 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64encode
+from itertools import pairwise
 
 import msgspec
 
 from vmconsole.keyoptions import NO_OPTIONS, QUOTED, KeyOptions, parse_key_options
-from vmconsole.publickeys import KEY_TYPES
+from vmconsole.publickeys import KEY_TYPES, fingerprint
 from vmconsole.text import printable
 
 # Of OpenSSH: a line with the largest key, RSA of 16384 bits, has some 2,800 characters.
@@ -54,6 +55,16 @@ def parse_key_line(line: str) -> KeyLine:
     if key.options.verify_required and not key.type.startswith("sk-"):
         raise ValueError("its option verify-required is for sk- keys only")
     return key
+
+
+def find_fingerprint(line: str) -> str:
+    """Which key a line is about that cannot be taken; empty: it has no public key in it."""
+    words = line[:MAX_LINE].split()
+    for kind, text in pairwise(words):
+        key = _bare_key(f"{kind} {text}")
+        if key is not None:
+            return fingerprint(key.blob)
+    return ""
 
 
 def _bare_key(line: str) -> KeyLine | None:

@@ -49,7 +49,7 @@ class LastAnswer(Generic[T]):
     """One question to the engine. All who ask it at the same time share one request.
 
     ``ask`` puts the question, and is given the last answer. No answer is EngineUnreachable, and
-    then the last good one serves; any other EngineError is an answer, and hides older ones.
+    then the last good one serves; beside any other EngineError, which is an answer, it does not.
     """
 
     def __init__(
@@ -132,7 +132,8 @@ class LastAnswer(Generic[T]):
             value = await self._ask(self.value)
         except EngineError as error:
             self._outage.known = isinstance(error, EngineUnreachable)
-            self._failed = (self._clock.seconds(), error)
+            # Another one, since this one's traceback keeps all of a large answer.
+            self._failed = (self._clock.seconds(), type(error)(str(error)))
             raise
         else:
             self._outage.known = False

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.engine.authorized_keys import AuthorizedKeys, Index
+from vmconsole.engine.authorized_keys import AuthorizedKeys
 from vmconsole.engine.console_lists import ConsoleLists
 from vmconsole.engine.last_answer import Lifetimes, Outage
-from vmconsole.engine.watch import Watch
-from vmconsole.errors import EngineError
+from vmconsole.engine.watch import Look, Watch
+from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import ConsoleList, IEngine, IPermissions, KeyOwner
 from vmconsole.text import printable
 
@@ -54,10 +54,12 @@ class Permissions(Service):
         self._consoles = ConsoleLists(engine, clock, lifetimes, self._outage)
         self._watches: set[Watch] = set()
         self._at_once = DeferredSemaphore(_AT_ONCE)
-        self._loop = LoopingCall(self._look)
-        self._loop.clock = clock
-        self._looking: Deferred[None] | None = None
+        # Apart, so that many users with open consoles do not hold up the look at the keys.
+        self._key_look = _Look("the keys", clock, self._look_at_keys)
+        self._console_look = _Look("the consoles", clock, self._look_at_consoles)
+        self._asked: dict[str, float] = {}
         self._trouble = ""
+        self._troubled = 0.0
 
     async def owner(self, blob: bytes, address: str) -> KeyOwner | None:
         """See IPermissions."""
@@ -77,23 +79,32 @@ class Permissions(Service):
     ) -> Watch:
         """See IPermissions."""
         since = self._clock.seconds() if owner.answered is None else owner.answered
-        watch = Watch(blob, address, owner.user, since, revoked, unchecked, self._watches.discard)
+        watch = Watch(
+            blob,
+            address,
+            owner.user,
+            since,
+            owner.answered,
+            revoked,
+            unchecked,
+            self._watches.discard,
+        )
         self._watches.add(watch)
         return watch
 
     def startService(self) -> None:
         """See IService."""
         super().startService()
-        self._loop.start(self._recheck, now=False)
+        for look in (self._key_look, self._console_look):
+            look.start(self._recheck)
         # So that the first user need not wait for it, and that what is wrong shows at once.
         Deferred.fromCoroutine(self._ask_first())
 
     def stopService(self) -> None:
         """See IService."""
         super().stopService()
-        self._loop.stop()
-        if self._looking is not None:
-            self._looking.cancel()
+        for look in (self._key_look, self._console_look):
+            look.stop()
 
     async def _ask_first(self) -> None:
         try:
@@ -103,83 +114,136 @@ class Permissions(Service):
         else:
             self._log.info("The engine knows {count} keys", count=len(index.users))
 
-    def _look(self) -> Deferred[None]:
-        self._looking = Deferred.fromCoroutine(self._look_at_all())
-
-        def done(result: Any) -> None:
-            self._looking = None
-            if result is not None and not result.check(CancelledError):
-                # The next period is a new try.
-                self._log.failure("Looking at the permissions of open sessions", result)
-
-        return self._looking.addBoth(done)
-
-    async def _look_at_all(self) -> None:
-        began = self._clock.seconds()
+    async def _look_at_keys(self) -> None:
         if not self._watches:
             return
+        began = self._clock.seconds()
         try:
             index = await self._keys.fresh()
         except EngineError as error:
-            self._failed(self._watches, error)
+            self._failed("key", self._watches, error)
             return
-        self._look_at_keys(index, began)
-        users = sorted({watch.user.id for watch in self._watches if watch.consoles})
+        for watch in list(self._watches):
+            with self._log.failuresHandled("Looking at the key of a login"):
+                watch.look_at_key(index, began)
+
+    async def _look_at_consoles(self) -> None:
+        users = {watch.user.id for watch in self._watches if watch.consoles}
+        self._asked = {user_id: when for user_id, when in self._asked.items() if user_id in users}
+        # First those who were not asked about for longest: an outage may end this early.
+        order = sorted(users, key=lambda user_id: (self._asked.get(user_id, 0.0), user_id))
+        began = self._clock.seconds()
+        outage = _InARow()
         questions = []
         try:
-            for number, user_id in enumerate(users):
-                due = began + self._recheck * _SPREAD * number / len(users)
+            for number, user_id in enumerate(order):
+                due = began + self._recheck * _SPREAD * number / len(order)
                 await deferLater(self._clock, max(0.0, due - self._clock.seconds()))
-                questions.append(self._at_once.run(partial(self._ask_for, user_id, began)))
-            await gatherResults(questions, consumeErrors=True)
+                question = self._at_once.run(self._ask_for, user_id, outage)
+                question.addErrback(self._broken)
+                questions.append(question)
+            await DeferredList(questions)
         finally:
             for question in questions:
-                question.addErrback(lambda _: None)
                 question.cancel()
-        took = self._clock.seconds() - began
-        if took > self._recheck:
-            self._log.warn(
-                "The look at the permissions of {users} users with open consoles took {took:.1f} "
-                "s, and engine.recheck is {recheck:g} s: it lags. Is the engine slow?",
-                users=len(users),
-                took=took,
-                recheck=self._recheck,
-            )
 
-    def _look_at_keys(self, index: Index, now: float) -> None:
-        for watch in list(self._watches):
-            watch.look_at_key(index, now)
-            if not watch.consoles and watch in self._watches:
-                watch.passed(now)
+    def _broken(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("Looking at the consoles of a user", failure)
 
-    def _ask_for(self, user_id: str, began: float) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._look_at_consoles(user_id, began))
-
-    async def _look_at_consoles(self, user_id: str, began: float) -> None:
-        # The answer to the first of these questions may have told that nobody answers any more.
-        if self._outage.known:
-            self._failed(self._of(user_id))
+    async def _ask_for(self, user_id: str, outage: _InARow) -> None:
+        if outage.failures >= _AT_ONCE:
+            self._failed("consoles", self._of(user_id))
             return
+        began = self._asked[user_id] = self._clock.seconds()
         try:
             consoles = await self._consoles.fresh(user_id)
         except EngineError as error:
-            self._failed(self._of(user_id), error)
+            outage.failures += isinstance(error, EngineUnreachable)
+            self._failed("consoles", self._of(user_id), error)
             return
+        outage.failures = 0
         for watch in self._of(user_id):
-            watch.look_at_consoles(consoles)
-            watch.passed(began)
+            with self._log.failuresHandled("Looking at the consoles of a login"):
+                watch.look_at_consoles(consoles, began)
 
     def _of(self, user_id: str) -> Sequence[Watch]:
         return [watch for watch in self._watches if watch.user.id == user_id]
 
     def _failed(
-        self, watches: set[Watch] | Sequence[Watch], error: EngineError | None = None
+        self, look: Look, watches: Iterable[Watch], error: EngineError | None = None
     ) -> None:
-        new = [watch for watch in watches if watch.failed()]
-        if error is not None and (new or str(error) != self._trouble):
-            self._trouble = str(error)
+        new = [watch for watch in list(watches) if watch.failed(look)]
+        if error is None:
+            return
+        now = self._clock.seconds()
+        # A new kind of trouble is news, too; some have numbers in them that always change.
+        if new or (str(error) != self._trouble and now - self._troubled > self._recheck / 2):
+            self._trouble, self._troubled = str(error), now
             self._log.warn(
                 "Open sessions go on, and cannot be checked ({names}): {error}",
-                names=", ".join(sorted({printable(watch.user.name) for watch in new or watches})),
+                names=", ".join(sorted({printable(watch.user.name) for watch in new}))
+                or "as before",
                 error=str(error),
             )
+
+
+class _InARow:
+    """How many questions in a row, about different users, got no answer."""
+
+    failures = 0
+
+
+class _Look:
+    """Does something every so many seconds; what takes longer than that is not begun again, but
+    told."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        what: str,
+        clock: IReactorTime,
+        look: Callable[[], Coroutine[Deferred[Any], Any, None]],
+    ) -> None:
+        self._what = what
+        self._clock = clock
+        self._look = look
+        self._loop = LoopingCall(self._begin)
+        self._loop.clock = clock
+        self._looking: Deferred[None] | None = None
+        self._began = 0.0
+
+    def start(self, interval: float) -> None:
+        """Begin, with the first look after ``interval`` seconds."""
+        self._loop.start(interval, now=False)
+
+    def stop(self) -> None:
+        """Look no more; a look that is under way is given up."""
+        self._loop.stop()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _begin(self) -> None:
+        now = self._clock.seconds()
+        if self._looking is not None:
+            self._log.warn(
+                "The look at {what} of open sessions lags: one that began {seconds:.0f} s ago is "
+                "not done. Is the engine slow?",
+                what=self._what,
+                seconds=now - self._began,
+            )
+            return
+        self._began = now
+        looking = Deferred.fromCoroutine(self._look())
+        self._looking = looking
+        looking.addErrback(self._failed)
+        looking.addCallback(self._done)
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            # The next period is a new try.
+            self._log.failure("Looking at {what} of open sessions", failure, what=self._what)
+
+    def _done(self, _: None) -> None:
+        self._looking = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from zope.interface import implementer
 
@@ -10,6 +11,8 @@ from vmconsole.engine.authorized_keys import Index
 from vmconsole.errors import KeyRefused
 from vmconsole.interfaces import ConsoleInfo, IWatch, Role, User
 from vmconsole.text import printable
+
+Look = Literal["key", "consoles"]
 
 # Answers running in which a VM has to be missing. While it moves from host to host an engine
 # may lose sight of it for a moment.
@@ -37,19 +40,23 @@ class Watch:
         address: str,
         user: User,
         since: float,
+        answered: float | None,
         revoked: Callable[[str], None],
         unchecked: Callable[[float | None], None],
         stopped: Callable[[Watch], None],
     ) -> None:
         self.user = user
         self.consoles: list[_ConsoleWatch] = []
+        self.unconfirmed = answered
+        """See IWatch."""
         self._blob = blob
         self._address = address
-        self._checked = since
         self._revoked = revoked
         self._unchecked = unchecked
-        self._is_unchecked = False
         self._stopped = stopped
+        # When each look was last a good one, and which of them are failing.
+        self._checked = {"key": since, "consoles": since}
+        self._failing: set[Look] = set()
 
     def console(
         self, console: ConsoleInfo, revoked: Callable[[str], None], role: Callable[[Role], None]
@@ -61,6 +68,8 @@ class Watch:
         def stop() -> None:
             if watch in self.consoles:
                 self.consoles.remove(watch)
+                if not self.consoles:
+                    self._no_longer_failing("consoles")
 
         return stop
 
@@ -73,12 +82,14 @@ class Watch:
         try:
             owner = index.owner(self._blob, self._address, now)
         except KeyRefused as error:
-            self._revoke(f"Your key no longer lets you in: {error}")
+            self._revoke(f"Your key no longer lets you in: {error}.")
             return
         if owner is None or owner.user.id != self.user.id:
             self._revoke("Your key no longer lets you in: the engine does not know it as yours.")
+        else:
+            self.passed("key", now)
 
-    def look_at_consoles(self, consoles: Sequence[ConsoleInfo]) -> None:
+    def look_at_consoles(self, consoles: Sequence[ConsoleInfo], now: float) -> None:
         """Whether the open consoles are still among what the user may open."""
         now_open = {console.vm_id: console for console in consoles}
         for watch in list(self.consoles):
@@ -93,24 +104,34 @@ class Watch:
             if console.role != watch.role:
                 watch.role = console.role
                 watch.role_changed(console.role)
+        self.passed("consoles", now)
 
-    def passed(self, when: float) -> None:
-        """All was looked at, and nothing was wrong."""
-        self._checked = when
-        if self._is_unchecked:
-            self._is_unchecked = False
-            self._unchecked(None)
+    def passed(self, look: Look, when: float) -> None:
+        """The engine gave a good answer, and all was well."""
+        self._checked[look] = when
+        if look == "key":
+            self.unconfirmed = None
+        self._no_longer_failing(look)
 
-    def failed(self) -> bool:
+    def failed(self, look: Look) -> bool:
         """The engine gave no usable answer. Whether that is news."""
-        if self._is_unchecked:
+        if look in self._failing:
             return False
-        self._is_unchecked = True
-        self._unchecked(self._checked)
+        if not self._failing:
+            self._unchecked(self._checked[look])
+        self._failing.add(look)
         return True
+
+    def _no_longer_failing(self, look: Look) -> None:
+        if look in self._failing:
+            self._failing.remove(look)
+            if not self._failing:
+                self._unchecked(None)
 
     def _revoke(self, reason: str) -> None:
         self.stop()
-        for watch in list(self.consoles):
-            watch.revoked(reason)
-        self._revoked(reason)
+        try:
+            for watch in list(self.consoles):
+                watch.revoked(reason)
+        finally:
+            self._revoked(reason)

@@ -154,14 +154,15 @@ def _verify(key: Key, credentials: SSHPrivateKey, verify_required: bool) -> None
 class ConsoleAvatar(ConchUser):
     """A user who is logged in: has session channels, and nothing else."""
 
+    watch: IWatch
+    """The look at whether the login still holds."""
+
     def __init__(
         self, login: Login, commands: Commands, clock: IReactorTime, max_sessions: int
     ) -> None:
         super().__init__()
         self.login = login
         self.max_sessions = max_sessions
-        self.watch: IWatch | None = None
-        """The look at whether the login still holds."""
         self.revoked = ""
         """Why it does not."""
         self.channelLookup[b"session"] = partial(SessionChannel, clock=clock)
@@ -169,10 +170,7 @@ class ConsoleAvatar(ConchUser):
 
     def run(self, channel: SessionChannel, line: bytes) -> Deferred[int]:
         """Carry out a command line on ``channel``; fires with the exit status."""
-        login = self.login
-        # The first command tells the user; later ones ask the engine themselves.
-        self.login = msgspec.structs.replace(login, answered=None)
-        return Deferred.fromCoroutine(self._commands.run(channel, login, self.watch, line))
+        return Deferred.fromCoroutine(self._commands.run(channel, self.login, self.watch, line))
 
     def revoke(self, reason: str) -> None:
         """End all that the user does here, and the connection."""

@@ -122,7 +122,7 @@ class _Session:
 
     channel: SessionChannel
     login: Login
-    watch: IWatch | None
+    watch: IWatch
     told: float | None = None
     """Of which old answer of the engine the user has been told."""
 
@@ -146,9 +146,7 @@ class Commands:
         self._clock = clock
         self._escape = escape
 
-    async def run(
-        self, channel: SessionChannel, login: Login, watch: IWatch | None, line: bytes
-    ) -> int:
+    async def run(self, channel: SessionChannel, login: Login, watch: IWatch, line: bytes) -> int:
         """Carry out one command line; the result is its exit status. ``watch`` looks whether the
         consoles that are opened may stay open.
 
@@ -185,7 +183,7 @@ class Commands:
 
     async def _info(self, user: _Session, request: Request) -> int:
         login = user.login
-        self._tell_stale(user, login.answered)
+        self._tell_stale(user, user.watch.unconfirmed)
         _print(
             user.channel,
             f"vmconsole {__version__}\n"
@@ -230,6 +228,7 @@ class Commands:
     async def _find_anew(self, user: _Session, request: Request) -> ConsoleInfo:
         # It may have been made, or granted, since the engine was asked last.
         found = await self._permissions.consoles(user.login.user.id, fresh=True)
+        self._tell_stale(user, found.answered)
         try:
             return _find(found.consoles, request)
         except NoSuchConsole:
@@ -282,15 +281,12 @@ class Commands:
             raise
         started = self._clock.seconds()
         self._audit.attached(login, number, console)
-        stop_looking = user.watch and user.watch.console(
-            console, session.revoke, session.change_role
-        )
+        stop_looking = user.watch.console(console, session.revoke, session.change_role)
         reason = "The session was cancelled."
         try:
             reason = await session.ended()
         finally:
-            if stop_looking:
-                stop_looking()
+            stop_looking()
             attachment.loseConnection()
             self._audit.detached(
                 login,
@@ -305,7 +301,7 @@ class Commands:
 
     async def _consoles(self, user: _Session) -> Sequence[ConsoleInfo]:
         found = await self._permissions.consoles(user.login.user.id)
-        both = (user.login.answered, found.answered)
+        both = (user.watch.unconfirmed, found.answered)
         self._tell_stale(user, min((each for each in both if each is not None), default=None))
         return found.consoles
 
@@ -313,6 +309,7 @@ class Commands:
         if answered is None or answered == user.told:
             return
         user.told = answered
+        user.watch.unconfirmed = None
         age = ago(self._clock.seconds() - answered)
         user.channel.write_error(f"[engine unreachable: using its answer from {age}]")
         self._log.warn(

@@ -106,7 +106,7 @@ class SessionChannel(channel.SSHChannel):
         return bool(handler and handler(data))
 
     def _start(self, line: bytes) -> bool:
-        if self._command is not None:
+        if self._command is not None or self._exit_status is not None or self.localClosed:
             return False
         # Later, so that the client hears that its request was granted before anything else.
         self._command = self._clock.callLater(0, self._run, line)
@@ -225,8 +225,9 @@ class SessionChannel(channel.SSHChannel):
         """The user's login no longer holds: say so, and end what runs here."""
         if self._exit_status is None and not self.localClosed:
             self.write_error(f"[vmconsole: {reason}]")
-            if self._command is not None:
-                self._command.cancel()
+            command, self._command = self._command, None
+            if command is not None:
+                command.cancel()
             # A command that had not begun, or that the client never asked for.
             if self._exit_status is None:
                 self.exit(1)
