@@ -58,8 +58,6 @@ class ListsTests(EngineTestCase):
         self.assertEqual(self.engine.asked, ["alice", "bob"])
         self.engine.vms["alice"] = []
         self.assertEqual(self.names(), ["db", "web"])
-        self.assertEqual(self.names(fresh=True), ["db", "web"], "it is as fresh as can be")
-        self.clock.advance(0.2)
         self.assertEqual(self.names(fresh=True), [])
         self.assertEqual(self.names(), [])
         self.clock.advance(5.0)
@@ -88,6 +86,29 @@ class ListsTests(EngineTestCase):
             self.failure(self.lists.consoles(f"stranger {number}"), EngineError)
             self.clock.advance(1)
         self.assertLessEqual(len(self.lists), 3)
+        for number in range(50):
+            self.failure(self.lists.fresh(f"another {number}"), EngineError)
+            self.clock.advance(1)
+        self.assertLessEqual(len(self.lists), 3)
+
+    def test_not_forgotten(self) -> None:
+        """The longer of cache_ttl and stale_grace counts, whatever others ask meanwhile; a
+        question that just failed is remembered, too."""
+        self.remember(stale_grace=0)
+        for _ in range(2):
+            self.names()
+            self.names("bob")
+        self.assertEqual(self.engine.asked, ["alice", "bob"])
+        self.remember(stale_grace=10)
+        self.names()
+        self.clock.advance(8)
+        self.names("bob")
+        self.engine.error = EngineUnreachable("refused")
+        self.assertEqual(self.names(), ["db", "web"])
+        self.engine.asked.clear()
+        for _ in range(3):
+            self.failure(self.lists.consoles("carol"), EngineUnreachable)
+        self.assertEqual(self.engine.asked, ["carol"])
 
     def test_capacity(self) -> None:
         """When there are too many, those go that were used longest ago."""
@@ -102,6 +123,21 @@ class ListsTests(EngineTestCase):
         for user in ("alice", "carol", "dave"):
             self.result(self.lists.consoles(user, fresh=True))
         self.failure(self.lists.consoles("bob"), EngineUnreachable)
+
+    def test_capacity_in_use(self) -> None:
+        """An answer that is being renewed does not go."""
+        self.remember(capacity=2)
+        self.names()
+        self.clock.advance(6)
+        self.engine.consoles_gate = gate = Deferred()
+        waiting = [start(self.lists.consoles("alice"))]
+        self.engine.consoles_gate = None
+        self.names("bob")
+        waiting.append(start(self.lists.consoles("alice")))
+        gate.callback(None)
+        for each in waiting:
+            self.assertTrue(self.successResultOf(each).consoles)
+        self.assertEqual(self.engine.asked, ["alice", "alice", "bob"])
 
     def test_outage(self) -> None:
         """The last answer serves within stale_grace, ``fresh`` or not, and says from when it is;
@@ -131,15 +167,46 @@ class ListsTests(EngineTestCase):
         self.assertEqual(self.names(), ["db", "web"])
 
     def test_hanging(self) -> None:
-        """Once one question showed an outage, others do not wait for its end either."""
+        """Once one question showed an outage, others do not wait for its end either, unless
+        there is nothing older to go by."""
         self.names()
         self.engine.error = EngineUnreachable("no answer")
         self.failure(self.lists.consoles("bob"), EngineUnreachable)
         self.clock.advance(6)
         self.engine.consoles_gate = Deferred()
         waiting = start(self.lists.consoles("alice"))
+        nothing_older = start(self.lists.consoles("bob"))
         self.clock.advance(1)
         self.assertIsNotNone(self.successResultOf(waiting).answered)
+        self.clock.advance(3)
+        self.engine.error = None
+        self.engine.consoles_gate.callback(None)
+        self.assertIsNone(self.successResultOf(nothing_older).answered)
+
+    def test_slow(self) -> None:
+        """An engine that is slow, and was not out of reach when it was asked last, is waited
+        for."""
+        before: list[list[EngineError | None]] = [
+            [],
+            [EngineError("500")],
+            [EngineUnreachable("refused"), EngineError("500")],
+            [EngineUnreachable("refused"), None],
+        ]
+        for errors in before:
+            self.remember()
+            self.names()
+            for error in errors:
+                self.engine.error = error
+                start(self.lists.consoles("bob", fresh=True)).addErrback(lambda _: None)
+                self.clock.advance(2)
+            self.clock.advance(6)
+            self.engine.error, self.engine.consoles_gate = None, Deferred()
+            waiting = start(self.lists.consoles("alice"))
+            self.clock.advance(4)
+            self.assertNoResult(waiting)
+            self.engine.consoles_gate.callback(None)
+            self.engine.consoles_gate = None
+            self.assertIsNone(self.successResultOf(waiting).answered, errors)
 
     def test_shared(self) -> None:
         """All who want the same answer share one request; others have their own."""
@@ -148,6 +215,7 @@ class ListsTests(EngineTestCase):
         waiting.append(start(self.lists.consoles("bob")))
         waiting[0].addErrback(lambda _: None)
         waiting[0].cancel()
+        waiting.append(start(self.lists.consoles("alice")))
         self.assertEqual(self.engine.asked, ["alice", "bob"])
         self.engine.consoles_gate.callback(None)
         for each in waiting[1:]:
@@ -241,6 +309,18 @@ class WatchTests(EngineTestCase):
         self.assertEqual(self.engine.asked[7:], ["keys", "u-bob"])
         self.assertEqual(first.revoked + second.revoked + bob.revoked, [])
         self.assertEqual(first.consoles, {"web": [], "db": []})
+
+    def test_remembered(self) -> None:
+        """What is remembered of answers to others is no answer here."""
+        alice = self.login("alice")
+        self.open(alice, console("web"))
+        self.clock.advance(RECHECK - 1)
+        self.result(self.permissions.consoles("u-alice"))
+        self.result(self.permissions.owner(key_of("alice").blob, HERE))
+        self.engine.asked.clear()
+        self.clock.advance(1)
+        self.clock.advance(0)
+        self.assertEqual(sorted(self.engine.asked), ["keys", "u-alice"])
 
     def test_key_removed(self) -> None:
         """A key that is no longer the user's ends the login and its consoles, once; others stay."""
@@ -355,11 +435,59 @@ class WatchTests(EngineTestCase):
         """When only the question for a user's consoles fails, only that user is unchecked."""
         alice, bob = self.login("alice"), self.login("bob")
         self.open(alice, console("web"))
+        self.open(bob, console("web"))
         self.engine.unknown = {"u-alice"}
         self.periods(3)
         self.assertEqual((len(alice.unchecked), bob.unchecked), (1, []))
         self.assertEqual(alice.consoles, {"web": []})
         self.assertEqual(len(self.logged("cannot be checked (alice)")), 1)
+
+    def test_names_in_the_log(self) -> None:
+        """Who cannot be checked is named once, with what a name may do to a terminal escaped."""
+        self.engine.keys = [key_of("al\x1bice"), key_of("bob")]
+        self.login("al\x1bice")
+        self.login("al\x1bice")
+        self.login("bob")
+        self.engine.error = EngineUnreachable("refused")
+        self.periods()
+        self.assertEqual(len(self.logged("cannot be checked (al\\x1bice, bob): refused")), 1)
+
+    def test_over(self) -> None:
+        """When an outage is over users are asked about again; a login that is ended by the first
+        good answer is not told that it is checked."""
+        alice, bob = self.login("alice"), self.login("bob")
+        self.open(alice, console("web"))
+        self.engine.error = EngineUnreachable("refused")
+        self.periods(3)
+        self.engine.error, self.engine.keys = None, [key_of("alice")]
+        self.periods()
+        self.assertEqual(alice.unchecked[1:], [None])
+        self.assertEqual((len(bob.unchecked), len(bob.revoked)), (1, 1))
+
+    def test_slow_answers(self) -> None:
+        """The last good look was when its question was asked."""
+        alice, bob = self.login("alice"), self.login("bob")
+        self.open(alice, console("web"))
+        self.engine.keys_gate, self.engine.consoles_gate = Deferred(), Deferred()
+        self.clock.advance(RECHECK)
+        began = self.clock.seconds()
+        self.clock.advance(1)
+        self.engine.keys_gate.callback(None)
+        self.clock.advance(1)
+        self.engine.consoles_gate.callback(None)
+        self.engine.error = EngineUnreachable("refused")
+        self.engine.keys_gate = self.engine.consoles_gate = None
+        self.periods()
+        self.assertEqual((alice.unchecked, bob.unchecked), ([began], [began]))
+
+    def test_names_in_reasons(self) -> None:
+        """What the name of a VM may do to a terminal is escaped."""
+        alice = self.login("alice")
+        self.open(alice, console("we\x1bb"))
+        self.engine.vms["u-alice"] = []
+        self.periods(2)
+        [told] = alice.consoles.values()
+        self.assertEqual(told, ["You no longer have access to we\\x1bb."])
 
     def test_stale_login(self) -> None:
         """Who was let in by an old answer is unchecked since then."""
@@ -386,8 +514,10 @@ class WatchTests(EngineTestCase):
         counts = []
         for _ in range(10):
             counts.append(len(self.engine.asked))
-            self.clock.advance(RECHECK * 0.08)
-        self.assertEqual(counts, list(range(2, 12)))
+            self.clock.advance(RECHECK * 0.078)
+            counts.append(len(self.engine.asked))
+            self.clock.advance(RECHECK * 0.002)
+        self.assertEqual(counts, [count for count in range(2, 12) for _ in range(2)])
 
     def questions(self) -> Counter[str]:
         """What was asked since the last look."""
@@ -472,10 +602,13 @@ class WatchTests(EngineTestCase):
         self.crowd(10)
         self.engine.consoles_gate = Deferred()
         self.clock.advance(RECHECK)
-        self.clock.advance(RECHECK * 0.3)
+        for _ in range(5):
+            self.clock.advance(RECHECK * 0.1)
         self.permissions.stopService()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.engine.asked.clear()
         self.engine.consoles_gate.callback(None)
+        self.assertEqual(self.engine.asked, [])
         self.permissions.startService()
 
     def test_bug(self) -> None:

@@ -13,10 +13,6 @@ from vmconsole.interfaces import ConsoleInfo, ConsoleList, IEngine
 _CAPACITY = 200_000
 
 
-# Seconds: what is fresh enough for somebody who looks for a VM that was not there.
-_FRESH = 0.2
-
-
 class ConsoleLists:
     """The engine's answers, each user's asked for again when older than ``cache_ttl``.
 
@@ -46,7 +42,7 @@ class ConsoleLists:
         """See IPermissions. ``fresh`` may share a request that is under way."""
         last = self._use(user_id)
         try:
-            answer = await last.get(_FRESH if fresh else None, ahead=True)
+            answer = await last.get(0.0 if fresh else None, ahead=True)
         finally:
             self._forget()
         return ConsoleList(answer.value, answer.answered)
