@@ -88,10 +88,37 @@ class LookupTests(KeysTestCase):
         self.assertEqual(self.asked, 3)
 
     def test_clock_set_back(self) -> None:
-        """An answer does not last longer because the clock went back."""
+        """An answer does not last longer because the clock went back, and a failure that is over
+        does not come back."""
         self.owner(ALICE.blob)
         self.clock.rightNow -= 3600
         self.owner(ALICE.blob)
+        self.assertEqual(self.asked, 2)
+        self.clock.advance(6)
+        self.engine.error = EngineError("403")
+        self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
+        self.engine.error = None
+        self.clock.advance(1)
+        self.owner(ALICE.blob)
+        self.clock.rightNow -= 0.5
+        self.assertIsNotNone(self.owner(ALICE.blob))
+
+    def test_slow(self) -> None:
+        """An answer is as old as its question; a failure counts from when it came."""
+        self.engine.keys_gate = Deferred()
+        waiting = start(self.keys.owner(ALICE.blob, HERE))
+        self.clock.advance(3)
+        self.engine.keys_gate.callback(None)
+        self.assertIsNotNone(self.successResultOf(waiting))
+        self.clock.advance(2)
+        self.engine.keys_gate = Deferred()
+        waiting = start(self.keys.owner(ALICE.blob, HERE))
+        self.assertEqual(self.asked, 2)
+        self.engine.error = EngineError("500")
+        self.clock.advance(3)
+        self.engine.keys_gate.callback(None)
+        self.failureResultOf(waiting, EngineError)
+        self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
         self.assertEqual(self.asked, 2)
 
     def test_strangers(self) -> None:
@@ -122,7 +149,7 @@ class LookupTests(KeysTestCase):
         """A key of several users is nobody's, others are not affected, and the log has it once."""
         twin = AuthorizedKey("3", "carol\n@internal", ALICE.blob)
         third = AuthorizedKey("4", "dave@internal", ALICE.blob)
-        self.engine.keys = [ALICE, BOB, twin, third, ALICE]
+        self.engine.keys = [ALICE, BOB, twin, third, twin]
         for number in range(3):
             self.assertIsNone(self.owner(ALICE.blob))
             self.assertIsNotNone(self.owner(BOB.blob))
@@ -202,11 +229,19 @@ class OptionsTests(KeysTestCase):
         self.assertIn("198.51.100.1", text)
 
     def test_expiry(self) -> None:
-        """A key is let in until it expires, also while no new answer came."""
+        """A key is let in until it expires, also while no new answer came, and not when it
+        expires while the engine is asked."""
         self.options(KeyOptions(expires=self.clock.seconds() + 3))
         self.assertIsNotNone(self.owns())
         self.clock.advance(4)
         self.failure(self.keys.owner(ALICE.blob, HERE), KeyRefused)
+        self.options(KeyOptions(expires=self.clock.seconds() + 3))
+        self.remember()
+        self.engine.keys_gate = Deferred()
+        waiting = start(self.keys.owner(ALICE.blob, HERE))
+        self.clock.advance(4)
+        self.engine.keys_gate.callback(None)
+        self.failureResultOf(waiting, KeyRefused)
 
     def test_verify(self) -> None:
         """What a line demands of the signature is passed on."""
@@ -225,11 +260,15 @@ class OptionsTests(KeysTestCase):
             self.assertEqual(owner.verify_required, required, lines)
 
     def test_several_lines(self) -> None:
-        """Of a user's lines with one key, one that lets it in is enough."""
+        """Of a user's lines with one key, one that lets it in is enough; when none does, the
+        first one's reason is told."""
         self.options(KeyOptions(sources=("198.51.100.1",)), KeyOptions(sources=(HERE,)))
         self.assertIsNotNone(self.owns())
         self.assertIsNotNone(self.owns("198.51.100.1"))
         self.failure(self.keys.owner(ALICE.blob, "203.0.113.1"), KeyRefused)
+        self.remember()
+        self.options(KeyOptions(sources=("198.51.100.1",)), KeyOptions(expires=1.0))
+        self.assertIn(HERE, self.failure(self.keys.owner(ALICE.blob, HERE), KeyRefused))
 
 
 class OutageTests(KeysTestCase):
@@ -250,6 +289,47 @@ class OutageTests(KeysTestCase):
         self.clock.advance(0.1)
         text = self.failure(self.keys.owner(ALICE.blob, HERE), EngineUnreachable)
         self.assertIn("does not answer. Its last answer, from 5 minutes ago, is too old", text)
+
+    def test_options(self) -> None:
+        """What an old answer demands of a key, and of its signature, holds."""
+        self.remember()
+        verify = KeyOptions(verify_required=True)
+        here = KeyOptions(sources=(HERE,))
+        self.engine.error = None
+        self.engine.keys = [
+            AuthorizedKey("1", "alice@internal", ALICE.blob, verify),
+            AuthorizedKey("2", "bob@internal", BOB.blob, here),
+        ]
+        self.owner(ALICE.blob)
+        answered = self.clock.seconds()
+        self.engine.error = EngineUnreachable("refused")
+        self.clock.advance(10)
+        owner = self.result(self.keys.owner(ALICE.blob, HERE))
+        self.assertEqual(owner, KeyOwner(User("1", "alice@internal"), True, answered))
+        self.failure(self.keys.owner(BOB.blob, "198.51.100.1"), KeyRefused)
+
+    def test_grows_old_meanwhile(self) -> None:
+        """An answer that was young enough when it was wanted serves, however long the engine then
+        takes to fail."""
+        self.clock.advance(299)
+        self.engine.keys_gate = Deferred()
+        waiting = start(self.keys.owner(ALICE.blob, HERE))
+        self.clock.advance(5)
+        self.engine.keys_gate.callback(None)
+        owner = self.successResultOf(waiting)
+        self.assertEqual(owner.answered, self.answered)
+
+    def test_fresh(self) -> None:
+        """Who wants a fresh answer waits for it, in an outage, too."""
+        self.clock.advance(6)
+        self.owner(ALICE.blob)
+        self.clock.advance(1)
+        self.engine.error, self.engine.keys_gate = None, Deferred()
+        waiting = start(self.keys.fresh())
+        self.clock.advance(4)
+        self.assertNoResult(waiting)
+        self.engine.keys_gate.callback(None)
+        self.assertIn(ALICE.blob, self.successResultOf(waiting).users)
 
     def test_never(self) -> None:
         """With a stale_grace of 0 it never does."""
@@ -277,6 +357,16 @@ class OutageTests(KeysTestCase):
         self.clock.advance(120)
         text = self.failure(self.keys.owner(b"stranger", HERE), EngineUnreachable)
         self.assertIn("its last answer, from 2 minutes ago, names no one user", text)
+
+    def test_strange_key_at_once(self) -> None:
+        """So it is when the last answer is only a moment old."""
+        self.remember(cache_ttl=0.5)
+        self.engine.error = None
+        self.owner(ALICE.blob)
+        self.engine.error = EngineUnreachable("refused")
+        self.clock.advance(0.6)
+        self.assertIsNotNone(self.result(self.keys.owner(ALICE.blob, HERE)).answered)
+        self.failure(self.keys.owner(b"stranger", HERE), EngineUnreachable)
 
     def test_back(self) -> None:
         """Once it is back its new answer counts."""
@@ -312,12 +402,12 @@ class OutageTests(KeysTestCase):
 
 
 class _TickingClock(Clock):
-    """Each look at it takes a millisecond. ``pause`` is called when somebody lets go."""
+    """Each look at it takes a tenth of a slice. ``pause`` is called when somebody lets go."""
 
     pause: Callable[[], None]
 
     def seconds(self) -> float:
-        self.rightNow += 0.001
+        self.rightNow += SLICE / 10
         return super().seconds()
 
     def callLater(self, delay: float, *arguments: Any, **keywords: Any) -> DelayedCall:
@@ -331,10 +421,11 @@ class _LongAnswer:
 
     def __init__(self, count: int) -> None:
         self.read = 0
+        self.digest = b""
         self._count = count
 
     async def authorized_keys(self) -> KeyList:
-        return KeyList(b"", self._keys())
+        return KeyList(self.digest, self._keys())
 
     def _keys(self) -> Iterator[AuthorizedKey]:
         for number in range(self._count):
@@ -349,9 +440,10 @@ class SliceTests(EngineTestCase):
     """Long work is done in slices."""
 
     def test_many_keys(self) -> None:
-        """A long answer is indexed a few milliseconds at a time."""
+        """A long answer is indexed a slice at a time, and slices are not much shorter than they
+        may be; so is an index emptied that was replaced."""
         clock = _TickingClock()
-        engine = _LongAnswer(100)
+        engine = _LongAnswer(200)
         pauses = [0]
         clock.pause = lambda: pauses.append(engine.read)
         keys = AuthorizedKeys(engine, clock, Lifetimes(5, 300), Outage())
@@ -359,8 +451,20 @@ class SliceTests(EngineTestCase):
         clock.advance(0)
         self.assertIsNotNone(self.successResultOf(waiting))
         self.assertGreater(len(pauses), 10)
+        self.assertLess(len(pauses), 50)
         for before, after in pairwise(pauses):
-            self.assertLessEqual(after - before, SLICE * 1000 + 1)
+            self.assertLessEqual(after - before, 11)
+        old = self.result(keys.fresh())
+        engine.digest = b"another"
+        pauses[:] = []
+        clock.pause = lambda: pauses.append(len(old.users))
+        waiting = start(keys.fresh())
+        clock.advance(0)
+        self.successResultOf(waiting)
+        clock.advance(0)
+        self.assertEqual(len(old.users), 0)
+        for before, after in pairwise([*pauses, 0]):
+            self.assertLessEqual(before - after, 11)
 
     def test_clock_set_back(self) -> None:
         """A clock that is set back does not make one slice of all the rest."""

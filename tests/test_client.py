@@ -44,6 +44,7 @@ from tests.engine_kit import (
     todays_authority,
 )
 from vmconsole import config, pki
+from vmconsole.engine import slices
 from vmconsole.engine.client import EngineClient
 from vmconsole.engine.http import make_engine_client, without_cookies
 from vmconsole.engine.keyline import parse_key_line
@@ -256,10 +257,11 @@ class ReplyTests(ClientTestCase):
     """Replies of every kind."""
 
     def test_extra_fields(self) -> None:
-        """Fields that we do not know, any order, a reply without a version: all fine."""
+        """Fields that we do not know, any order, a reply without a version, a console without
+        its kind: all fine."""
         self.servlet.body = {
             "x": {"y": [1]},
-            "consoles": [{**WEB, "extra": [1]}],
+            "consoles": [{"vmid": "1", "vmname": "web", "host": "node1", "extra": [1]}],
             "content": "console_list",
         }
         self.assertEqual(self.consoles(), (ConsoleInfo("1", "web", "node1"),))
@@ -305,6 +307,7 @@ class ReplyTests(ClientTestCase):
             entry("carol", f'command="true" {public_line("carol")}'),
             entry("dave", "ssh-dss AAAAB3NzaC1kc3M= dave"),
             entry("erin", ""),
+            entry("erin", " \t"),
             entry("frank", good, entityid=""),
             {"entity": "x", "key": good},
             {"entity": "x", "entityid": 1, "key": good},
@@ -365,6 +368,7 @@ class ReplyTests(ClientTestCase):
             b"[]",
             b"\xff",
             b"[" * 100000,
+            b'{"x":' + b"[" * 100000,
             json.dumps(consoles(WEB)).encode()[:-1],
             keys(),
             {"content": "console_list"},
@@ -387,6 +391,7 @@ class ReplyTests(ClientTestCase):
             self.servlet.status = status
             text = self.failure(self.client.consoles(USER), EngineError)
             self.assertIn(str(status), text)
+            self.assertEqual("engine.url" in text, status in (301, 404))
             failure = self.failureResultOf(start(self.client.consoles(USER)))
             self.assertNotIsInstance(failure.value, EngineUnreachable)
 
@@ -398,13 +403,15 @@ class ReplyTests(ClientTestCase):
             text = self.failure(self.client.consoles(USER), EngineError)
             self.assertNotIn("Our certificate", text)
             for seconds, words in (
-                (40, "The engine's clock is 40 seconds ahead of ours"),
+                (4, "The engine's clock is 4 seconds ahead of ours"),
                 (-3700, "The engine's clock is 3700 seconds behind ours"),
             ):
                 date = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
-                self.servlet.headers[b"Date"] = date.encode()
-                self.assertIn(words, self.failure(self.client.consoles(USER), EngineError))
-            for date in (format_datetime(NOW, usegmt=True), "yesterday", ""):
+                for text in (date, date.replace("GMT", "-0000"), date.removesuffix(" GMT")):
+                    self.servlet.headers[b"Date"] = text.encode()
+                    self.assertIn(words, self.failure(self.client.consoles(USER), EngineError))
+            close = format_datetime(NOW + timedelta(seconds=3), usegmt=True)
+            for date in (format_datetime(NOW, usegmt=True), close, "yesterday", ""):
                 self.servlet.headers[b"Date"] = date.encode()
                 text = self.failure(self.client.consoles(USER), EngineError)
                 self.assertNotIn("clock is", text)
@@ -424,6 +431,29 @@ class ReplyTests(ClientTestCase):
         self.assertEqual(self.result(self.client.authorized_keys()).digest, first.digest)
         self.servlet.body = keys(entry("alice", public_line("alice")))
         self.assertNotEqual(self.result(self.client.authorized_keys()).digest, first.digest)
+
+    def test_in_pieces(self) -> None:
+        """A long list of keys is read a little at a time: what is wrong at its end shows there."""
+        line = public_line("alice")
+        whole = json.dumps(keys(*(entry(f"u{n}", line) for n in range(10000)))).encode()
+        for body in (whole, whole[:-2] + b"}"):
+            self.servlet.body = body
+            found = iter(self.result(self.client.authorized_keys()).keys)
+            self.assertEqual(next(key for key in found if key).user_name, "u0@internal")
+            if body is whole:
+                self.assertEqual(len([key for key in found if key]), 9999)
+            else:
+                self.assertRaises(EngineError, list, found)
+
+    def test_many_consoles(self) -> None:
+        """A long list of consoles is read a little at a time as well."""
+        self.patch(slices, "SLICE", 0.0)
+        self.servlet.body = consoles(*({**WEB, "vmid": str(n)} for n in range(5)))
+        asked = start(self.client.consoles(USER))
+        self.assertNoResult(asked)
+        for _ in range(10):
+            self.clock.advance(0)
+        self.assertEqual(len(self.successResultOf(asked)), 5)
 
     def test_options(self) -> None:
         """The options of a key come with it."""
@@ -508,6 +538,15 @@ class ReplyTests(ClientTestCase):
                 {key.user_name for key in self.keys()},
                 {entries[0]["entity"], "x\ufffd\ufffd@internal"},
             )
+
+    def test_strange_json(self) -> None:
+        """JSON that is valid, and beyond what we can hold, is an EngineError, too, or no key."""
+        for value in ("1e9999999999999999999999", "1e999", '"\\ud800"', "[" * 400 + "]" * 400):
+            for body in (f'{{"keys": [{value}]}}', f'{{"keys": [{{"entity": {value}}}]}}'):
+                self.servlet.body = body.encode()
+                asked = start(all_keys(self.client))
+                asked.addErrback(lambda failure: failure.trap(EngineError) and ())
+                self.assertFalse(any(self.successResultOf(asked)))
 
     def test_gzip(self) -> None:
         """A compressed reply is read; the limit counts what comes out."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from vmconsole.text import printable, printable_bytes
+from vmconsole.text import ago, printable, printable_bytes
 
 
 class PrintableTests(SynchronousTestCase):
@@ -37,3 +37,25 @@ class PrintableTests(SynchronousTestCase):
     def test_bytes_always_printable(self, data: bytes) -> None:
         """Whatever it is, the result is printable."""
         self.assertTrue(printable_bytes(data).isprintable())
+
+
+class AgoTests(SynchronousTestCase):
+    """How long ago something was."""
+
+    def test_words(self) -> None:
+        """In whole seconds, minutes, hours or days that have passed, from two of them on; a clock
+        that was set back shows no negative number."""
+        for seconds, words in (
+            (-5, "0 seconds ago"),
+            (0, "0 seconds ago"),
+            (1, "1 second ago"),
+            (1.9, "1 second ago"),
+            (119, "119 seconds ago"),
+            (120, "2 minutes ago"),
+            (7199, "119 minutes ago"),
+            (7200, "2 hours ago"),
+            (172799, "47 hours ago"),
+            (172800, "2 days ago"),
+            (86400 * 365, "365 days ago"),
+        ):
+            self.assertEqual(ago(seconds), words)

@@ -102,6 +102,7 @@ class AuthorizedKeys:
     ) -> None:
         self._engine = engine
         self._clock = clock
+        self._outage = outage
         self._last = LastAnswer(self._ask, clock, lifetimes, outage)
 
     async def owner(self, blob: bytes, address: str) -> KeyOwner | None:
@@ -126,7 +127,8 @@ class AuthorizedKeys:
         index = self._last.value
         if index is not None and blob in index.users:
             return await self._last.get(ahead=True)
-        return await self._last.get(_SHORTEST_INTERVAL)
+        # In an outage nobody knows whether it is a new one, however young the last answer is.
+        return await self._last.get(0.0 if self._outage.known else _SHORTEST_INTERVAL)
 
     async def _ask(self, last: Index | None) -> Index:
         keys = await self._engine.authorized_keys()

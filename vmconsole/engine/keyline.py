@@ -16,7 +16,7 @@ from vmconsole.text import printable
 # Of OpenSSH: a line with the largest key, RSA of 16384 bits, has some 2,800 characters.
 MAX_LINE = 16384
 
-_OPTIONS = re.compile(rf'((?:[^\s"]|{QUOTED})++)[ \t]+')
+_OPTIONS = re.compile(rf'((?:[^\s"]|{QUOTED})+)[ \t]+')
 
 
 class KeyLine(msgspec.Struct, frozen=True):
