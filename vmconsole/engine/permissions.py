@@ -26,6 +26,8 @@ _AT_ONCE = 4
 # Of a period, the part over which the questions about users are spread: the last answers need
 # time, too.
 _SPREAD = 0.8
+# Users who are named in a line of the log.
+_NAMED = 10
 
 
 @implementer(IPermissions)
@@ -182,10 +184,15 @@ class Permissions(Service):
             self._trouble, self._troubled = str(error), now
             self._log.warn(
                 "Open sessions go on, and cannot be checked ({names}): {error}",
-                names=", ".join(sorted({printable(watch.user.name) for watch in new}))
-                or "as before",
+                names=_names(new) or "as before",
                 error=str(error),
             )
+
+
+def _names(watches: Iterable[Watch]) -> str:
+    names = sorted({printable(watch.user.name) for watch in watches})
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 class _InARow:
