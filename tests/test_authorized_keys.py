@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,7 +18,7 @@ from tests.engine_kit import EngineTestCase, start
 from tests.fakes import Engine
 from vmconsole.engine.authorized_keys import AuthorizedKeys
 from vmconsole.engine.last_answer import Lifetimes, Outage
-from vmconsole.engine.slices import SLICE, in_slices
+from vmconsole.engine.slices import in_slices
 from vmconsole.errors import EngineError, EngineUnreachable, KeyRefused
 from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, IEngine, KeyList, KeyOwner, User
 from vmconsole.keyoptions import KeyOptions
@@ -158,6 +160,28 @@ class LookupTests(KeysTestCase):
         [line] = self.logged(fingerprint(ALICE.blob))
         self.assertIn("alice@internal, carol\\n@internal, dave@internal", line)
 
+    def test_many_ambiguous(self) -> None:
+        """However many keys are shared, and by however many, the log stays short, and is written
+        a little at a time."""
+        blobs = [b"shared %d" % number for number in range(103)]
+        self.engine.keys = [
+            AuthorizedKey(str(user), f"user{user:02}", blob) for user in range(12) for blob in blobs
+        ]
+        self.clock = clock = _TickingClock()
+        told: list[int] = []
+        clock.pause = lambda: told.append(len(self.logged("belongs to several users")))
+        self.remember()
+        waiting = start(self.keys.fresh())
+        clock.advance(0)
+        self.successResultOf(waiting)
+        for before, after in pairwise([*told, 100]):
+            self.assertLessEqual(after - before, 11)
+        lines = self.logged("belongs to several users")
+        self.assertEqual(len(lines), 100)
+        self.assertEqual({line.count("user0") for line in lines}, {10})
+        self.assertFalse([line for line in lines if "user1" in line])
+        self.assertEqual(len(self.logged("So are 3 more keys")), 1)
+
     def test_same_user_twice(self) -> None:
         """A key that a user has twice is the user's."""
         self.engine.keys = [ALICE, ALICE]
@@ -207,6 +231,26 @@ class LookupTests(KeysTestCase):
             self.assertIsNotNone(self.owner(ALICE.blob))
         self.clock.advance(3)
         self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
+
+    def test_failure_holds_nothing(self) -> None:
+        """A failure that is remembered does not hold what was read of the answer."""
+
+        class Large:
+            pass
+
+        def keys() -> Iterator[AuthorizedKey]:
+            large = Large()
+            held.append(weakref.ref(large))
+            yield ALICE
+            raise EngineError("The answer is cut.")
+
+        held: list[weakref.ref[Large]] = []
+        self.patch(self.engine, "_read", lambda _: keys())
+        self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
+        gc.collect()
+        self.assertEqual([reference() for reference in held], [None])
+        self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
+        self.assertEqual(self.asked, 1)
 
 
 class OptionsTests(KeysTestCase):
@@ -269,6 +313,25 @@ class OptionsTests(KeysTestCase):
         self.remember()
         self.options(KeyOptions(sources=("198.51.100.1",)), KeyOptions(expires=1.0))
         self.assertIn(HERE, self.failure(self.keys.owner(ALICE.blob, HERE), KeyRefused))
+
+    def test_too_many_lines(self) -> None:
+        """Of a user's lines with one key the first 16 count; that is logged, once a key."""
+        sources = [KeyOptions(sources=(f"198.51.100.{number}",)) for number in range(20)]
+        self.options(*sources)
+        for number in range(2):
+            self.assertIsNotNone(self.owns("198.51.100.15"))
+            self.failure(self.keys.owner(ALICE.blob, "198.51.100.16"), KeyRefused)
+            self.engine.keys.append(AuthorizedKey("9", "more", b"%d" % number))
+            self.clock.advance(6)
+        self.assertEqual(len(self.logged("in more than 16 lines")), 1)
+        self.assertEqual(len(self.logged(fingerprint(ALICE.blob))), 1)
+        self.engine.keys = [
+            AuthorizedKey("1", "alice@internal", b"%d" % number, options)
+            for number in range(102)
+            for options in sources
+        ]
+        self.result(self.keys.fresh())
+        self.assertEqual(len(self.logged("in more than 16 lines")), 1 + 100)
 
 
 class OutageTests(KeysTestCase):
@@ -402,12 +465,12 @@ class OutageTests(KeysTestCase):
 
 
 class _TickingClock(Clock):
-    """Each look at it takes a tenth of a slice. ``pause`` is called when somebody lets go."""
+    """Each look at it takes a tenth of a millisecond. ``pause`` is called when somebody lets go."""
 
     pause: Callable[[], None]
 
     def seconds(self) -> float:
-        self.rightNow += SLICE / 10
+        self.rightNow += 0.0001
         return super().seconds()
 
     def callLater(self, delay: float, *arguments: Any, **keywords: Any) -> DelayedCall:

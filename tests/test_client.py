@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import Logger, capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
@@ -44,7 +44,7 @@ from tests.engine_kit import (
     todays_authority,
 )
 from vmconsole import config, pki
-from vmconsole.engine import slices
+from vmconsole.engine import replies, slices
 from vmconsole.engine.client import EngineClient
 from vmconsole.engine.http import make_engine_client, without_cookies
 from vmconsole.engine.keyline import parse_key_line
@@ -346,6 +346,24 @@ class ReplyTests(ClientTestCase):
             self.keys()
             self.assertEqual(len(self.logged("Left out")), count)
 
+    def test_problems_forgotten(self) -> None:
+        """Only so many problems are remembered: those that were seen last."""
+        self.patch(replies, "_CAPACITY", 3)
+        for names, told in (("abc", "abc"), ("a", ""), ("d", "d"), ("a", ""), ("b", "b")):
+            self.events.clear()
+            self.servlet.body = consoles(*({**WEB, "vmname": name, "host": ""} for name in names))
+            self.consoles()
+            lines = [line[line.index("console of ") + 11] for line in self.logged("Left out")]
+            self.assertEqual("".join(lines), told)
+
+    def test_names_of_problems(self) -> None:
+        """What a user's name may do to a terminal is escaped."""
+        self.servlet.body = keys({"entityid": "1", "entity": "x\x1b[2J", "key": "no key"})
+        self.keys()
+        [line] = self.logged("Left out")
+        self.assertIn("a key of x\\x1b[2J", line)
+        self.assertTrue(line.isprintable())
+
     def test_fingerprints(self) -> None:
         """Of two keys of a user with the same problem each is told; of what is no public key
         nothing is shown."""
@@ -411,9 +429,11 @@ class ReplyTests(ClientTestCase):
                     self.servlet.headers[b"Date"] = text.encode()
                     self.assertIn(words, self.failure(self.client.consoles(USER), EngineError))
             close = format_datetime(NOW + timedelta(seconds=3), usegmt=True)
-            for date in (format_datetime(NOW, usegmt=True), close, "yesterday", ""):
+            endless = f"Tue, 24 Nov {'9' * 30} 08:00:00 GMT"
+            for date in (format_datetime(NOW, usegmt=True), close, endless, "yesterday", ""):
                 self.servlet.headers[b"Date"] = date.encode()
                 text = self.failure(self.client.consoles(USER), EngineError)
+                self.assertIn(f"HTTP status {status}", text)
                 self.assertNotIn("clock is", text)
         self.servlet.verifier = NoVerifier()
         self.client = client_of(self.agent, self.clock, signer("client"))
@@ -547,6 +567,63 @@ class ReplyTests(ClientTestCase):
                 asked = start(all_keys(self.client))
                 asked.addErrback(lambda failure: failure.trap(EngineError) and ())
                 self.assertFalse(any(self.successResultOf(asked)))
+
+    def test_no_keys_of_others(self) -> None:
+        """An entry has what it says itself, and nothing of its neighbours or of what is nested in
+        it; what looks like keys elsewhere is none."""
+        good = entry("alice", public_line("alice"))
+        bare = {"key": public_line("bob")}
+        for body, names in (
+            (keys(good, bare, {"entity": "x", **bare}, good), ["alice@internal"] * 2),
+            (keys({"x": good, **bare}, good), ["alice@internal"]),
+            (keys([good], good), ["alice@internal"]),
+            (keys(good) | {"other": [bare, good], "x": {"keys": [good]}}, ["alice@internal"]),
+            ({"x": [good], **keys()}, []),
+            ({"x": {"keys": [good]}, **keys(), "y": [good, [good], good]}, []),
+            ({"x": {"content": "x"}, **keys(), "y": {"content": "x"}, "z": "x"}, []),
+        ):
+            self.servlet.body = body
+            self.assertEqual([key.user_name for key in self.keys()], names)
+        for body in ([keys(good)], {"x": keys(good)}, {"content": "key_list", "keys": good}):
+            self.servlet.body = body
+            self.assertIn("answer", self.failure(all_keys(self.client), EngineError))
+
+    def test_depth(self) -> None:
+        """What is nested a little is passed by; more than that is not read."""
+        good = json.dumps(entry("alice", public_line("alice")))
+        for depth, fits in ((20, True), (5000, False)):
+            nested = "[" * depth + "]" * depth
+            self.servlet.body = f'{{"content":"key_list","x":{nested},"keys":[{good}]}}'.encode()
+            if fits:
+                self.assertEqual(len(self.keys()), 1)
+            else:
+                self.failure(all_keys(self.client), EngineError)
+
+    def test_escapes(self) -> None:
+        """Beside what is no Unicode, what only looks like an escape stays what it is."""
+        line = public_line("alice")
+        entries = [entry("\\ud800", line), entry("\udc00", line), entry("\\", line)]
+        self.servlet.body = json.dumps(keys(*entries)).encode()
+        self.assertEqual(
+            {key.user_name for key in self.keys()},
+            {"\\ud800@internal", "\ufffd@internal", "\\@internal"},
+        )
+        self.servlet.body += b" \xff"
+        self.failure(all_keys(self.client), EngineError)
+
+    def test_steps(self) -> None:
+        """A long reply takes many steps, also where it has no keys."""
+        self.servlet.body = keys() | {"x": ["x" * 1000] * 1000}
+        steps = list(self.result(self.client.authorized_keys()).keys)
+        self.assertGreater(len(steps), 20)
+        self.assertEqual(set(steps), {None})
+
+    def test_slow_parser(self) -> None:
+        """That reading keys will be slow here is logged; else nothing is."""
+        for backend, count in (("yajl2_c", 0), ("python", 1)):
+            self.patch(replies.ijson, "backend", backend)
+            replies.warn_if_slow(Logger())
+            self.assertEqual(len(self.logged("will be slow")), count)
 
     def test_gzip(self) -> None:
         """A compressed reply is read; the limit counts what comes out."""

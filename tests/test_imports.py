@@ -19,7 +19,18 @@ PARTS = {
     "cli": {"check", "engine", "hypervisor"},
     "tap": {"ssh", "engine", "hypervisor", "console", "signals"},
 }
-COMMON = {"", "audit", "config", "errors", "interfaces", "keyoptions", "pki", "publickeys", "text"}
+COMMON = {
+    "",
+    "audit",
+    "config",
+    "errors",
+    "flight",
+    "interfaces",
+    "keyoptions",
+    "pki",
+    "publickeys",
+    "text",
+}
 
 
 def imports(path: Path, top_level: bool = False) -> Iterator[str]:

@@ -480,6 +480,68 @@ class WatchTests(EngineTestCase):
         self.periods()
         self.assertEqual((alice.unchecked, bob.unchecked), ([began], [began]))
 
+    def test_confirmed(self) -> None:
+        """A login by an old answer is confirmed by a good look at its key, and by none at its
+        consoles."""
+        alice = self.login("alice", self.clock.seconds() - 100)
+        self.open(alice, console("web"))
+        self.engine.keys_gate = Deferred()
+        self.periods()
+        self.assertEqual(self.questions(), {"keys": 1, "u-alice": 1})
+        self.assertIsNotNone(alice.watch.unconfirmed)
+        self.engine.keys_gate.callback(None)
+        self.assertIsNone(alice.watch.unconfirmed)
+
+    def test_nothing_kept(self) -> None:
+        """Of users who have left nothing is kept."""
+        for seen in self.crowd(10):
+            self.periods()
+            seen.watch.stop()
+        self.periods()
+        self.assertEqual(self.permissions._asked, {})
+
+    def test_slow_consoles(self) -> None:
+        """Of a look that fails it is told when that one was last good, whatever the other is."""
+        alice = self.login("alice")
+        stop = self.open(alice, console("web"))
+        self.open(alice, console("db"))
+        self.engine.consoles_gate = Deferred()
+        self.clock.advance(RECHECK)
+        began = self.clock.seconds()
+        self.clock.advance(2)
+        self.engine.consoles_gate.callback(None)
+        self.engine.consoles_gate = None
+        self.engine.unknown = {"u-alice"}
+        self.periods(3)
+        self.assertEqual(alice.unchecked, [began])
+        stop()
+        self.assertEqual(len(alice.unchecked), 1)
+
+    def test_hanging(self) -> None:
+        """Once the question for the keys showed an outage, nobody waits long for consoles."""
+        self.result(self.permissions.consoles("u-alice"))
+        self.clock.advance(6)
+        self.engine.error = EngineUnreachable("refused")
+        self.result(self.permissions.owner(key_of("alice").blob, HERE))
+        self.engine.consoles_gate = Deferred()
+        waiting = start(self.permissions.consoles("u-alice"))
+        self.clock.advance(1)
+        self.assertIsNotNone(self.successResultOf(waiting).answered)
+
+    def test_changing_trouble(self) -> None:
+        """Trouble that is told in other words each time does not fill the log."""
+        self.crowd(10)
+        for number in range(60):
+            self.engine.error = EngineError(f"500 at {number}")
+            self.clock.advance(RECHECK / 15)
+        self.events.clear()
+        for number in range(60):
+            self.engine.error = EngineError(f"500 again at {number}")
+            self.clock.advance(RECHECK / 15)
+        count = len(self.logged("cannot be checked (as before): 500 again"))
+        self.assertGreater(count, 2)
+        self.assertLess(count, 10)
+
     def test_names_in_reasons(self) -> None:
         """What the name of a VM may do to a terminal is escaped."""
         alice = self.login("alice")
@@ -533,15 +595,20 @@ class WatchTests(EngineTestCase):
         asked = self.questions()
         self.assertEqual((asked["keys"], asked.total()), (3, 7))
         self.assertEqual(len(self.logged("the consoles of open sessions lags")), 2)
+        self.assertEqual(len(self.logged("began 30 s ago is not done")), 1)
         self.engine.keys = [key for key in self.engine.keys if key.user_id != "u-n009"]
         self.periods()
         self.assertEqual([len(seen.revoked) for seen in crowd], [0] * 9 + [1])
         gate, self.engine.consoles_gate = self.engine.consoles_gate, None
         gate.callback(None)
-        self.questions()
+        asked = self.questions()
+        self.assertEqual({asked[f"u-n{number:03}"] for number in range(4, 9)}, {1})
         self.periods(2)
         self.assertEqual(self.questions()["u-n000"], 2)
         self.assertEqual(len(self.logged("lags")), 3)
+        self.engine.consoles_gate = Deferred()
+        self.periods(3)
+        self.assertEqual(len(self.logged("began 30 s ago is not done")), 2)
 
     def test_keys_lag(self) -> None:
         """A question for the keys that takes longer than a period is logged, and not repeated."""
@@ -559,6 +626,17 @@ class WatchTests(EngineTestCase):
         self.clock.advance(RECHECK * 0.8)
         self.assertEqual(len(self.engine.asked), 1 + 1 + 4)
         self.assertEqual([len(seen.unchecked) for seen in crowd], [0] + [1] * 9)
+
+    def test_no_outage(self) -> None:
+        """Answers of no use, or none now and then, hide nobody: all users are asked about."""
+        self.crowd(10)
+        self.engine.unknown = {f"u-n{number:03}" for number in range(9)}
+        self.periods(2)
+        self.assertEqual(self.questions()["u-n009"], 1)
+        self.engine.unknown = set()
+        self.engine.silent = {f"u-n{number:03}" for number in range(0, 10, 2)}
+        self.periods(2)
+        self.assertEqual({count for _, count in self.questions().items()}, {2})
 
     def test_silent_about_some(self) -> None:
         """No answer about some users, however many, hides nobody else: they all get their turn."""
@@ -583,6 +661,22 @@ class WatchTests(EngineTestCase):
         self.assertEqual((len(broken.revoked), len(fine.revoked)), (1, 1))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
+    def test_broken_sessions(self) -> None:
+        """Nor about one of a user's sessions the look at the others, nor about a user's consoles
+        what comes later; each is logged."""
+        broken, *fine = [self.login("alice") for _ in range(12)]
+        broken.watch.console(console("db"), broken.revoked.index, broken.revoked.index)  # type: ignore[arg-type]
+        for seen in fine:
+            self.open(seen, console("web"))
+        self.engine.vms = {}
+        self.periods(2)
+        for seen in fine:
+            self.assertEqual(seen.consoles, {"web": ["You no longer have access to web."]})
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.engine.vms = None  # type: ignore[assignment]
+        self.periods(2)
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 2)
+
     def test_part_of_it(self) -> None:
         """A session is checked again only when both looks are good; without an open console the
         keys are enough."""
@@ -595,6 +689,8 @@ class WatchTests(EngineTestCase):
         self.periods(2)
         self.assertEqual(len(alice.unchecked), 1)
         stop()
+        self.assertEqual(len(alice.unchecked), 1, "nobody said that all is well")
+        self.periods()
         self.assertEqual(alice.unchecked[1:], [None])
 
     def test_stop(self) -> None:

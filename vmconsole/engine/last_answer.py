@@ -9,8 +9,8 @@ import msgspec
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
-from vmconsole.engine.flight import Flight
 from vmconsole.errors import EngineError, EngineUnreachable
+from vmconsole.flight import Flight
 from vmconsole.text import ago
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class LastAnswer(Generic[T]):
         return self._flight is not None or self._just_failed()
 
     async def _newest(self, impatient: bool) -> T:
-        if self._flight is None and self._failed is not None and self._just_failed():
+        if self._failed is not None and self._just_failed():
             raise self._failed[1]
         waiter = self._start().wait()
         if impatient:

@@ -156,10 +156,9 @@ def _entries(pieces: Iterable[bytes]) -> Iterator[Any]:
                 del events[:]
                 yield None
         parser.close()
-        yield from splitter.feed(events)
     except UnicodeDecodeError:
         raise
-    except (ijson.JSONError, ValueError, ArithmeticError) as error:
+    except (ijson.JSONError, ValueError) as error:
         raise _not_understood(error) from error
     _check_content(splitter.content, "key_list")
     if not splitter.complete:
@@ -167,7 +166,7 @@ def _entries(pieces: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _entries_of_any(pieces: Sequence[bytes]) -> Iterator[Any]:
-    """The same; what is no Unicode spoils its own entry, and no other."""
+    """The same; an escape that is no Unicode spoils its own entry, and no other."""
     try:
         yield from _entries(pieces)
     except UnicodeDecodeError:
@@ -220,7 +219,7 @@ def _authorized_key(entry: _KeyEntry, tell: Callable[[str, str], None]) -> Autho
 def _console(raw: msgspec.Raw) -> ConsoleInfo:
     try:
         entry = msgspec.json.decode(raw, type=_ConsoleEntry)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except msgspec.MsgspecError as error:
         raise ValueError(f"a console: {printable(str(error))}") from error
     if not entry.vmid or not entry.host:
         raise ValueError(f"the console of {printable(entry.vmname)}: no VM id, or no host")

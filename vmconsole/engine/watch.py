@@ -68,8 +68,6 @@ class Watch:
         def stop() -> None:
             if watch in self.consoles:
                 self.consoles.remove(watch)
-                if not self.consoles:
-                    self._no_longer_failing("consoles")
 
         return stop
 
@@ -109,9 +107,11 @@ class Watch:
     def passed(self, look: Look, when: float) -> None:
         """The engine gave a good answer, and all was well."""
         self._checked[look] = when
+        self._no_longer_failing(look)
         if look == "key":
             self.unconfirmed = None
-        self._no_longer_failing(look)
+            if not self.consoles:
+                self._no_longer_failing("consoles")
 
     def failed(self, look: Look) -> bool:
         """The engine gave no usable answer. Whether that is news."""

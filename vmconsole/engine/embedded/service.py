@@ -31,9 +31,9 @@ from vmconsole.engine.embedded.listen import unix_address
 from vmconsole.engine.embedded.servlet import ConsoleProxyServlet, make_site
 from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.embedded.watch import HostWatch
-from vmconsole.engine.flight import Flight
 from vmconsole.engine.ticket import TicketVerifier
 from vmconsole.errors import EngineError, EngineUnreachable, VMConsoleError
+from vmconsole.flight import Flight
 from vmconsole.interfaces import IDomainSource
 
 T = TypeVar("T")
