@@ -1,14 +1,18 @@
-"""Which console is meant: by id, by name, or by an unambiguous beginning of either."""
+"""Which console is meant: by id, name, an unambiguous beginning of either, or a shell pattern."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 from vmconsole.errors import VMConsoleError
 from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
 
 _SHOWN = 10
+# More than a pattern that is typed has; how long one takes grows with its length.
+_LONGEST_PATTERN = 128
 
 
 class NoSuchConsole(VMConsoleError):
@@ -21,8 +25,9 @@ class AmbiguousConsole(VMConsoleError):
 
 def by_id(consoles: Iterable[ConsoleInfo], vm_id: str) -> ConsoleInfo:
     """The console of the VM with exactly this id. Raises NoSuchConsole."""
+    lower = vm_id.lower()
     for console in consoles:
-        if console.vm_id.lower() == vm_id.lower():
+        if console.vm_id.lower() == lower:
             return console
     raise _unknown(vm_id)
 
@@ -33,7 +38,10 @@ def by_name(consoles: Iterable[ConsoleInfo], name: str) -> ConsoleInfo:
 
 
 def by_text(consoles: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:
-    """An id, else a name, else the beginning of either. Raises NoSuchConsole, AmbiguousConsole."""
+    """An id, else a name, else the beginning of either, else a shell pattern that either matches.
+
+    The case counts in names, and not in ids. Raises NoSuchConsole, AmbiguousConsole.
+    """
     try:
         return by_id(consoles, text)
     except NoSuchConsole:
@@ -41,12 +49,43 @@ def by_text(consoles: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:
     try:
         return by_name(consoles, text)
     except NoSuchConsole:
-        beginning = [
-            vm
-            for vm in consoles
-            if text and (vm.vm_name.startswith(text) or vm.vm_id.lower().startswith(text.lower()))
+        pass
+    lower = text.lower()
+    found = [
+        vm
+        for vm in consoles
+        if text and (vm.vm_name.startswith(text) or vm.vm_id.lower().startswith(lower))
+    ]
+    if not found and _is_pattern(text):
+        name_matches, id_matches = _matcher(text), _matcher(lower)
+        found = [vm for vm in consoles if name_matches(vm.vm_name) or id_matches(vm.vm_id.lower())]
+    return _only(found, text)
+
+
+def matching(consoles: Iterable[ConsoleInfo], text: str) -> list[ConsoleInfo]:
+    """Those that have ``text`` in their name or id or, when it is a shell pattern, whose whole
+    name or id matches it; in any case."""
+    folded = text.casefold()
+    if _is_pattern(folded):
+        matches = _matcher(folded)
+        return [
+            vm for vm in consoles if matches(vm.vm_name.casefold()) or matches(vm.vm_id.casefold())
         ]
-        return _only(beginning, text)
+    return [
+        vm for vm in consoles if folded in vm.vm_name.casefold() or folded in vm.vm_id.casefold()
+    ]
+
+
+def _is_pattern(text: str) -> bool:
+    return len(text) <= _LONGEST_PATTERN and any(char in text for char in "*?[")
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    # fnmatchcase would keep 32768 patterns, whoever they came from.
+    match = re.compile(fnmatch.translate(pattern)).match
+    # What does not even have the longest piece without a wildcard, most by far, is out at once.
+    piece = max(re.split(r"[*?]", pattern.partition("[")[0]), key=len)
+    return lambda text: piece in text and match(text) is not None
 
 
 def _only(found: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:
@@ -55,7 +94,7 @@ def _only(found: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:
     if len(found) > 1:
         names = [f"{printable(vm.vm_name)} [{printable(vm.vm_id)}]" for vm in found[:_SHOWN]]
         if len(found) > _SHOWN:
-            names.append("...")
+            names.append(f"... and {len(found) - _SHOWN} more")
         raise AmbiguousConsole(
             f"{printable(text)} could be {', '.join(names)}. Say which one, by its id."
         )

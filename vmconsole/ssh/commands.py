@@ -248,7 +248,8 @@ class Commands:
             )
         if len(consoles) == 1:
             return await self._open(user, consoles[0])
-        menu = MenuProtocol(Menu(consoles))
+        rows, columns = user.channel.size
+        menu = MenuProtocol(Menu(consoles), rows=rows, columns=columns, clock=self._clock)
         user.channel.join(menu)
         chosen = await menu.chosen
         user.channel.part()

@@ -59,6 +59,8 @@ class SessionChannel(channel.SSHChannel):
         self.remoteMaxPacket = max(1, min(self.remoteMaxPacket, _MAX_PACKET))
         self.terminal: str | None = None
         """The client's TERM; None: it did not ask for a pty."""
+        self.size = (24, 80)
+        """Rows and columns of the client's terminal."""
         self._clock = clock
         self._protocol: IProtocol | None = None
         self._waiting_input = bytearray()
@@ -79,13 +81,23 @@ class SessionChannel(channel.SSHChannel):
     # --- what the client asks for
 
     def request_pty_req(self, data: bytes) -> bool:
-        """RFC 4254, section 6.2. The size is of no use to a serial line."""
-        self.terminal = getNS(data)[0].decode("ascii", "replace")
+        """RFC 4254, section 6.2. A serial line knows no size; the menu does."""
+        terminal, rest = getNS(data)
+        self._resize(rest)
+        self.terminal = terminal.decode("ascii", "replace")
         return True
 
     def request_window_change(self, data: bytes) -> bool:
-        """Section 6.7: accepted; a serial line knows no size."""
-        return self.terminal is not None and len(data) == 16
+        """Section 6.7."""
+        if self.terminal is None or len(data) != 16:
+            return False
+        self._resize(data)
+        return True
+
+    def _resize(self, data: bytes) -> None:
+        columns, rows = struct.unpack(">2L", data[:8])
+        # Zero: the client does not know.
+        self.size = (rows or 24, columns or 80)
 
     def request_env(self, data: bytes) -> bool:
         """Section 6.4: language and terminal are harmless, and of no use here."""
@@ -103,7 +115,11 @@ class SessionChannel(channel.SSHChannel):
     def requestReceived(self, requestType: bytes, data: bytes) -> bool:
         """Dispatch to request_*; whatever else a client asks for is refused."""
         handler = getattr(self, "request_" + requestType.decode("latin-1").replace("-", "_"), None)
-        return bool(handler and handler(data))
+        try:
+            return bool(handler and handler(data))
+        except struct.error:
+            # A request that is cut; Conch would only answer one that wants a reply.
+            return False
 
     def _start(self, line: bytes) -> bool:
         if self._command is not None or self._exit_status is not None or self.localClosed:
