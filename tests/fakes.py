@@ -44,6 +44,7 @@ class GuestTransport:
         self.protocol = protocol
         self.typed = b""
         self.unsent = 0
+        self.confirmations = 0
         self.producer: Any = None
         self.open = True
 
@@ -59,6 +60,9 @@ class GuestTransport:
 
     def unregisterProducer(self) -> None:
         self.producer = None
+
+    def confirm(self) -> None:
+        self.confirmations += 1
 
     def loseConnection(self) -> None:
         self.end(Failure(ConnectionDone()))
@@ -92,14 +96,32 @@ class Guests:
         self.answer: ConsoleError | Deferred[None] | None = None
         self.opened: list[GuestTransport] = []
         self.cancelled = 0
+        self.asked: list[tuple[str, str]] = []
+        """The VM's name, and ``open``, ``force``, ``break`` or ``sysrq`` and the letter."""
+        self.refusal: ConsoleError | None = None
+        """Why neither BREAK nor SysRq can be sent."""
+        self.types_sysrq = True
+        """SysRq goes by BREAK, so that the letter has to be typed."""
 
     @property
     def guest(self) -> GuestTransport:
         """The guest that was opened last."""
         return self.opened[-1]
 
-    def console_endpoint(self, console: ConsoleInfo) -> IStreamClientEndpoint:
+    def console_endpoint(self, console: ConsoleInfo, force: bool = False) -> IStreamClientEndpoint:
+        self.asked.append((console.vm_name, "force" if force else "open"))
         return GuestEndpoint(self)
+
+    async def send_break(self, console: ConsoleInfo) -> None:
+        self.asked.append((console.vm_name, "break"))
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def send_sysrq(self, console: ConsoleInfo, letter: str) -> bytes:
+        self.asked.append((console.vm_name, f"sysrq {letter}"))
+        if self.refusal is not None:
+            raise self.refusal
+        return letter.encode() if self.types_sysrq else b""
 
 
 @implementer(IStreamClientEndpoint)
@@ -116,7 +138,7 @@ class GuestEndpoint:
         waited: Deferred[None] = succeed(None)
         if isinstance(answer, Deferred):
             waited = Deferred(lambda _: self._cancelled())
-            answer.addCallback(lambda _: waited.callback(None))
+            answer.addCallbacks(lambda _: waited.callback(None), waited.errback)
 
         def connected(_: None) -> Any:
             protocol: Any = protocolFactory.buildProtocol(GuestAddress())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -146,6 +147,11 @@ class FakeDomain:
     open_error: LibvirtError | None = None
     sends: list[int] = field(default_factory=list)
     """What the next sends return instead of taking everything."""
+    keys: list[tuple[int, list[int]]] = field(default_factory=list)
+    """What was pressed on its keyboard: milliseconds, and codes."""
+    commands: list[Any] = field(default_factory=list)
+    """What QEMU was told on its monitor."""
+    answer: str = '{"return": {}, "id": "libvirt-1"}'
 
 
 class FakeDaemon:
@@ -293,13 +299,32 @@ class FakeDomainObject:
         record = self.record
         if record.open_error is not None:
             raise record.open_error
-        if record.stream is not None:
+        force = flags == FakeLibvirt.VIR_DOMAIN_CONSOLE_FORCE
+        assert force or flags == FakeLibvirt.VIR_DOMAIN_CONSOLE_SAFE
+        if record.stream is not None and not force:
             raise LibvirtError("operation failed: Active console session exists for this domain", 9)
         if record.state[0] == SHUT_OFF:
             raise LibvirtError("Requested operation is not valid: domain is not running", 55)
-        assert flags == FakeLibvirt.VIR_DOMAIN_CONSOLE_SAFE
+        if record.stream is not None:
+            record.stream.put(LibvirtError("stream had I/O failure", 39, 38))
         stream.attach(record, alias)
         return 0
+
+    def sendKey(self, codeset: int, holdtime: int, keycodes: list[int], count: int, _: int) -> int:
+        assert (codeset, count) == (0, len(keycodes))
+        self._running().keys.append((holdtime, keycodes))
+        return 0
+
+    def monitor(self, command: str) -> str:
+        """QEMU's answer."""
+        record = self._running()
+        record.commands.append(json.loads(command))
+        return record.answer
+
+    def _running(self) -> FakeDomain:
+        if self.record.state[0] == SHUT_OFF:
+            raise LibvirtError("Requested operation is not valid: domain is not running", 55)
+        return self.record
 
 
 class FakeStream:
@@ -390,7 +415,7 @@ class FakeLibvirt:
     """The module: ``daemons`` by URI; an event loop implementation is only remembered."""
 
     VIR_STREAM_NONBLOCK = 1
-    VIR_DOMAIN_CONSOLE_SAFE = 2
+    VIR_DOMAIN_CONSOLE_FORCE, VIR_DOMAIN_CONSOLE_SAFE = 1, 2
     VIR_STREAM_EVENT_READABLE, VIR_STREAM_EVENT_WRITABLE = 1, 2
     VIR_STREAM_EVENT_ERROR, VIR_STREAM_EVENT_HANGUP = 4, 8
     VIR_EVENT_HANDLE_READABLE, VIR_EVENT_HANDLE_WRITABLE = 1, 2
@@ -431,10 +456,20 @@ class FakeLibvirt:
         return 0
 
 
+class FakeMonitor:
+    """The module libvirt_qemu."""
+
+    def qemuMonitorCommand(self, domain: FakeDomainObject, command: str, flags: int) -> str:
+        assert flags == 0
+        return domain.monitor(command)
+
+
 class Site:
     """A started HostPool over daemons in memory: ``node1`` and ``node2`` at overridden URIs."""
 
-    def __init__(self, **hosts: Any) -> None:
+    def __init__(
+        self, may_force: bool = False, monitor: FakeMonitor | None = None, **hosts: Any
+    ) -> None:
         self.reactor = FakeReactor()
         self.libvirt = FakeLibvirt()
         self.threads: list[FakeThreadPool] = []
@@ -446,6 +481,8 @@ class Site:
             self.libvirt,
             config.Hosts(**hosts),
             self._make_pool,
+            may_force=may_force,
+            monitor=monitor,
         )
         self.hosts.startService()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.fakes_libvirt import (
     FakeDaemon,
     FakeDomainObject,
     FakeLibvirt,
+    FakeMonitor,
     FakeReactor,
     FakeThreadPool,
     LibvirtError,
@@ -358,6 +359,10 @@ class Observer:
         return told
 
 
+SERIAL = """<domain id='1'><devices><input type='keyboard' bus='ps2'/>
+    <serial type='pty'><target type='isa-serial'/><alias name='serial0'/></serial>
+    <console type='pty'><target type='serial'/><alias name='serial0'/></console>
+</devices></domain>"""
 LOST = "The connection to node1 was lost: its libvirtd stopped, or the host does not answer."
 
 
@@ -653,6 +658,66 @@ class ConnectionTests(SynchronousTestCase):
         except LibvirtError as error:
             names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         self.assertEqual(names, ["test_error_holds_nothing", "use"])
+
+
+class GuestControlTests(SynchronousTestCase):
+    """BREAK and SysRq through the pool."""
+
+    def setUp(self) -> None:
+        self.site = Site(monitor=FakeMonitor())
+        self.domain = self.site.daemon.add("1", "a", xml=SERIAL)
+        self.info = ConsoleInfo(vm_id="1", vm_name="a", host="node1")
+        self.site.hosts.console_endpoint(self.info).connect(Factory.forProtocol(Protocol))
+        self.site.settle()
+
+    def send(self, call: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
+        sending = Deferred.fromCoroutine(call)
+        self.site.settle()
+        return sending
+
+    def test_on_the_control_connection(self) -> None:
+        """They go over the control connection: a guest that takes no input holds neither up."""
+        opened = self.site.daemon.opened
+        next(c for c in self.site.daemon.connections if c.streams).dead = True
+        self.assertIsNone(self.successResultOf(self.send(self.site.hosts.send_break(self.info))))
+        sysrq = self.send(self.site.hosts.send_sysrq(self.info, "h"))
+        self.assertEqual(self.successResultOf(sysrq), b"h")
+        self.assertEqual(len(self.domain.commands), 2)
+        self.assertEqual(self.site.daemon.opened, opened)
+
+    def test_break_not_allowed(self) -> None:
+        """A pool that was given no monitor sends no BREAK, and SysRq by the keyboard."""
+        site = self.site = Site()
+        domain = site.daemon.add("1", "a", xml=SERIAL)
+        site.hosts.console_endpoint(self.info).connect(Factory.forProtocol(Protocol))
+        site.settle()
+        error = self.failureResultOf(
+            self.send(site.hosts.send_break(self.info)), ConsoleUnavailable
+        )
+        self.assertIn("set console.break", error.getErrorMessage())
+        sysrq = self.send(site.hosts.send_sysrq(self.info, "h"))
+        self.assertEqual(self.successResultOf(sysrq), b"")
+        self.assertEqual((domain.commands, len(domain.keys)), ([], 1))
+
+    def test_no_answer(self) -> None:
+        """A host that does not answer is told after 10 s."""
+        self.site.threads[0].held = True
+        sending = self.send(self.site.hosts.send_break(self.info))
+        self.site.settle(9.9)
+        self.assertNoResult(sending)
+        self.site.settle(0.2)
+        self.failureResultOf(sending, HostUnreachable)
+
+    def test_no_connection(self) -> None:
+        """Without a connection to the host that is told, whether it was lost or never made."""
+        self.site.daemon.drop()
+        self.site.settle()
+        for host, said in (("node1", LOST), ("node2", "There is no connection to node2 now.")):
+            info = ConsoleInfo(vm_id="1", vm_name="a", host=host)
+            error = self.failureResultOf(
+                self.send(self.site.hosts.send_sysrq(info, "h")), HostUnreachable
+            )
+            self.assertEqual(error.getErrorMessage(), said)
 
 
 class ConsoleHostTests(SynchronousTestCase):

@@ -37,8 +37,13 @@ from vmconsole.errors import (
     ConsoleBusy,
     ConsoleError,
     ConsoleGone,
+    ConsoleTaken,
     ConsoleUnavailable,
+    GuestMoved,
+    GuestStopped,
+    HostLost,
     HostUnreachable,
+    InputLost,
 )
 from vmconsole.hypervisor.libvirt_eventloop import LibvirtEventLoop
 from vmconsole.hypervisor.libvirt_host import HostPool
@@ -83,8 +88,10 @@ class Producer:
 class ConsoleCase(SynchronousTestCase):
     """One VM, named vm, on node1; at the end nothing of it may be left on the host."""
 
+    may_force = False
+
     def setUp(self) -> None:
-        self.site = Site()
+        self.site = Site(may_force=self.may_force)
         self.daemon = self.site.daemon
         self.domain = self.daemon.add("1", "vm")
         self.addCleanup(self.check_leaks)
@@ -102,9 +109,9 @@ class ConsoleCase(SynchronousTestCase):
     def threads(self) -> Any:
         return self.site.threads[0]
 
-    def start(self, **info: Any) -> Deferred[Any]:
+    def start(self, force: bool = False, **info: Any) -> Deferred[Any]:
         console = ConsoleInfo(**{"vm_id": "1", "vm_name": "vm\x1b", "host": "node1", **info})
-        endpoint: Any = self.site.hosts.console_endpoint(console)
+        endpoint: Any = self.site.hosts.console_endpoint(console, force)
         verifyObject(IStreamClientEndpoint, endpoint)
         connecting: Deferred[Any] = endpoint.connect(Factory.forProtocol(Keeper))
         return connecting
@@ -129,10 +136,12 @@ class ConsoleCase(SynchronousTestCase):
         text: str = self.failureResultOf(connecting, kind).getErrorMessage()
         return text
 
-    def ending(self, protocol: Keeper, seconds: float = 2.0) -> str:
+    def ending(
+        self, protocol: Keeper, kind: type[ConsoleGone] = ConsoleGone, seconds: float = 2.0
+    ) -> str:
         self.site.settle(seconds)
         (reason,) = protocol.reasons
-        reason.trap(ConsoleGone)
+        self.assertIs(reason.type, kind)
         return str(reason.value)
 
 
@@ -367,6 +376,104 @@ class OpenTests(ConsoleCase):
         self.failureResultOf(connecting, HostUnreachable)
 
 
+class ForceTests(ConsoleCase):
+    """Taking a console from another program on the host."""
+
+    may_force = True
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.virsh = FakeConnection(self.daemon)
+        self.addCleanup(self.daemon.connections.remove, self.virsh)
+
+    def take(self) -> FakeStream:
+        """Another program opens it, by force."""
+        stream = self.virsh.newStream(0)
+        force = self.site.libvirt.VIR_DOMAIN_CONSOLE_FORCE
+        self.virsh.lookupByUUIDString("1").openConsole(None, stream, force)
+        return stream
+
+    def test_force(self) -> None:
+        """By force the console is had at once, and the other program's stream breaks."""
+        theirs = self.take()
+        connecting = self.start(force=True)
+        self.site.settle()
+        self.successResultOf(connecting)
+        self.assertIsNot(self.stream(), theirs)
+        self.assertRaises(LibvirtError, theirs.recv, 1)
+
+    def test_without_force(self) -> None:
+        """Without it the other program keeps the console, also where force is allowed."""
+        theirs = self.take()
+        self.assertIn("in use by another program", self.refused(ConsoleBusy, 0.8))
+        self.assertIs(self.stream(), theirs)
+
+    def test_free(self) -> None:
+        """A console that nobody has may be forced as well."""
+        connecting = self.start(force=True)
+        self.site.settle()
+        self.successResultOf(connecting)
+
+    def test_not_allowed(self) -> None:
+        """Where it is not allowed the setting is named, and the host is not asked."""
+        site = Site()
+        info = ConsoleInfo(vm_id="1", vm_name="vm", host="node1")
+        connecting: Any = site.hosts.console_endpoint(info, True).connect(Factory())
+        self.assertEqual(
+            self.failureResultOf(connecting, ConsoleUnavailable).getErrorMessage(),
+            "Consoles may not be taken from other programs by force: set console.force in the "
+            "proxy's configuration.",
+        )
+        self.assertEqual(site.threads, [])
+
+    def test_locked(self) -> None:
+        """Force does not help against libvirtd's lock after its restart: that is waited out."""
+        self.domain.open_error = LibvirtError(
+            "operation failed: Requested device '/dev/pts/1' is locked by lock file", 9
+        )
+        connecting = self.start(force=True)
+        self.site.settle(0.5)
+        self.assertNoResult(connecting)
+        self.domain.open_error = None
+        theirs = self.take()
+        self.site.settle(0.3)
+        self.successResultOf(connecting)
+        self.assertIsNot(self.stream(), theirs)
+
+    def test_never_back(self) -> None:
+        """Whoever takes it back by force keeps it: the endpoint's next connect is not forced."""
+        info = ConsoleInfo(vm_id="1", vm_name="vm", host="node1")
+        endpoint: Any = self.site.hosts.console_endpoint(info, True)
+        self.take()
+        connecting = endpoint.connect(Factory.forProtocol(Keeper))
+        self.site.settle()
+        protocol = self.successResultOf(connecting)
+        theirs = self.take()
+        self.assertIn("by force", self.ending(protocol, ConsoleTaken))
+        again = endpoint.connect(Factory.forProtocol(Keeper))
+        self.site.settle(3)
+        self.failureResultOf(again, ConsoleBusy)
+        self.assertIs(self.stream(), theirs)
+        theirs.abort()
+        again = endpoint.connect(Factory.forProtocol(Keeper))
+        self.site.settle()
+        self.successResultOf(again)
+
+    def test_force_that_failed(self) -> None:
+        """A connect that failed has not used the force up."""
+        info = ConsoleInfo(vm_id="1", vm_name="vm", host="node1")
+        endpoint: Any = self.site.hosts.console_endpoint(info, True)
+        self.domain.open_error = LibvirtError("out of order")
+        connecting = endpoint.connect(Factory.forProtocol(Keeper))
+        self.site.settle()
+        self.failureResultOf(connecting, ConsoleUnavailable)
+        self.domain.open_error = None
+        self.take()
+        connecting = endpoint.connect(Factory.forProtocol(Keeper))
+        self.site.settle()
+        self.successResultOf(connecting)
+
+
 class OutputTests(ConsoleCase):
     """What the guest prints."""
 
@@ -465,6 +572,33 @@ class InputTests(ConsoleCase):
         # Only the first KiB had been sent when the question was asked.
         self.assertEqual(len(self.domain.typed), 5 * KIB)
         self.assertEqual(protocol.transport.unsent, 99 * KIB)
+
+    def test_confirm(self) -> None:
+        """The host is asked about a single key when somebody wants to know, once, and also when an
+        older question is still out; otherwise it is not."""
+        protocol = self.open()
+        protocol.transport.write(b"x")
+        self.site.settle()
+        self.assertEqual(protocol.transport.unsent, 1)
+        protocol.transport.confirm()
+        self.site.settle()
+        self.assertEqual(protocol.transport.unsent, 0)
+        self.threads.held = True
+        protocol.transport.write(bytes(KIB))
+        protocol.transport.write(b"y")
+        protocol.transport.confirm()
+        self.threads.release(1)
+        self.site.settle()
+        self.assertEqual(len(self.threads.waiting), 1)
+        self.threads.release()
+        self.site.settle()
+        self.assertEqual(protocol.transport.unsent, 0)
+        protocol.transport.write(b"z")
+        self.site.settle()
+        self.assertEqual(protocol.transport.unsent, 1)
+        protocol.transport.confirm()
+        protocol.transport.loseConnection()
+        protocol.transport.confirm()
 
     def test_single_bytes_to_a_stuck_guest(self) -> None:
         """Messages are counted as well as bytes: 256 past the last answer; later ones join up."""
@@ -684,18 +818,19 @@ class EndTests(ConsoleCase):
         self.assertEqual(connection.keepalive, [(1, 2)])
 
     def test_eof(self) -> None:
-        """When the console ends, the domain's state tells why."""
-        for state, text in (
-            ((SHUT_OFF, 1), "vm\\x1b was shut off."),
-            ((SHUT_OFF, 2), "vm\\x1b was powered off."),
-            ((SHUT_OFF, 3), "vm\\x1b crashed."),
-            ((CRASHED, 1), "vm\\x1b crashed."),
-            ((SHUT_OFF, 4), "vm\\x1b moved to another host."),
-            ((SHUT_OFF, 5), "vm\\x1b was saved to disk."),
-            ((SHUT_OFF, 6), "vm\\x1b failed: see its log on the host."),
-            ((PAUSED, 2), "vm\\x1b moved to another host."),
+        """When the console ends, the domain's state tells why, in words and by the type."""
+        for state, kind, text in (
+            ((SHUT_OFF, 1), GuestStopped, "vm\\x1b was shut off."),
+            ((SHUT_OFF, 2), GuestStopped, "vm\\x1b was powered off."),
+            ((SHUT_OFF, 3), GuestStopped, "vm\\x1b crashed."),
+            ((CRASHED, 1), GuestStopped, "vm\\x1b crashed."),
+            ((SHUT_OFF, 4), GuestMoved, "vm\\x1b moved to another host."),
+            ((SHUT_OFF, 5), GuestStopped, "vm\\x1b was saved to disk."),
+            ((SHUT_OFF, 6), GuestStopped, "vm\\x1b failed: see its log on the host."),
+            ((PAUSED, 2), GuestMoved, "vm\\x1b moved to another host."),
             (
                 (RUNNING, 1),
+                ConsoleTaken,
                 "The console of vm\\x1b was closed by node1; another program may have taken it by "
                 "force.",
             ),
@@ -704,7 +839,7 @@ class EndTests(ConsoleCase):
             protocol = self.open()
             self.stream().put(b"last words", b"")
             self.domain.state = state
-            self.assertEqual(self.ending(protocol), text)
+            self.assertEqual(self.ending(protocol, kind), text)
             self.assertEqual(protocol.received, [b"last words"])
             self.assertIsNone(self.domain.stream)
 
@@ -715,7 +850,7 @@ class EndTests(ConsoleCase):
         self.site.settle(0.5)
         self.assertEqual(protocol.reasons, [])
         self.domain.state = (SHUT_OFF, 2)
-        self.assertEqual(self.ending(protocol), "vm\\x1b was powered off.")
+        self.assertEqual(self.ending(protocol, GuestStopped), "vm\\x1b was powered off.")
 
     def test_gone(self) -> None:
         """A domain that the host does not know any more is told as gone."""
@@ -723,7 +858,7 @@ class EndTests(ConsoleCase):
         self.stream().put(b"")
         del self.daemon.domains["1"]
         self.assertEqual(
-            self.ending(protocol),
+            self.ending(protocol, GuestStopped),
             "vm\\x1b is gone from node1: it was shut off, removed or moved.",
         )
 
@@ -732,7 +867,8 @@ class EndTests(ConsoleCase):
         protocol = self.open()
         self.stream().put(b"last", LibvirtError("stream had I/O failure", 39, 38))
         self.assertEqual(
-            self.ending(protocol), "Another program on node1 took the console of vm\\x1b by force."
+            self.ending(protocol, ConsoleTaken),
+            "Another program on node1 took the console of vm\\x1b by force.",
         )
         self.assertEqual(protocol.received, [b"last"])
 
@@ -747,7 +883,23 @@ class EndTests(ConsoleCase):
         stream.send = send  # type: ignore[method-assign]
         protocol.transport.write(b"x")
         self.assertEqual(protocol.reasons, [])
-        self.assertIn("by force", self.ending(protocol))
+        self.assertIn("by force", self.ending(protocol, ConsoleTaken))
+
+    def test_lost_while_typing(self) -> None:
+        """A send that fails because its connection is lost does not make somebody a taker."""
+        protocol = self.open()
+        connection = self.connection()
+        connection.close_callback = None
+        connection.dead = True
+        self.daemon.connections.remove(connection)
+        protocol.transport.write(b"x")
+        self.assertEqual(self.ending(protocol, HostLost), LOST)
+
+    def test_lost_while_draining(self) -> None:
+        """Nor does a stream that breaks because its connection is lost."""
+        protocol = self.open()
+        self.stream().put(LibvirtError("client socket is closed", 1, 7))
+        self.assertEqual(self.ending(protocol, HostLost), LOST)
 
     def test_why_takes_too_long(self) -> None:
         """If the host does not tell why within 2 s, the connection counts as lost."""
@@ -757,7 +909,7 @@ class EndTests(ConsoleCase):
         self.threads.held = True
         self.site.settle(0.9)
         self.assertEqual(protocol.reasons, [])
-        self.assertEqual(self.ending(protocol, 0.2), LOST)
+        self.assertEqual(self.ending(protocol, HostLost, 0.2), LOST)
 
     def test_leave_while_asking_why(self) -> None:
         """Who leaves while the reason is being looked for is told at once, and once."""
@@ -774,7 +926,7 @@ class EndTests(ConsoleCase):
         """A connection that is lost ends its console, though no stream event fires."""
         protocol = self.open()
         self.daemon.drop(0)
-        self.assertEqual(self.ending(protocol, 0.1), LOST)
+        self.assertEqual(self.ending(protocol, HostLost, 0.1), LOST)
 
     def test_control_lost(self) -> None:
         """The loss of the control connection leaves consoles alone, but they have to answer."""
@@ -796,7 +948,7 @@ class EndTests(ConsoleCase):
         self.threads.held = False
         self.connection().drop(1)
         self.assertEqual(
-            self.ending(protocol),
+            self.ending(protocol, InputLost),
             "vm\\x1b took no input for 30 s, and node1's libvirtd dropped the connection; 10240 "
             "bytes typed may be lost.",
         )
@@ -810,7 +962,7 @@ class EndTests(ConsoleCase):
         self.daemon.open_error = LibvirtError("unable to connect to server", 38, 7)
         self.threads.held = False
         self.daemon.drop(1)
-        self.assertNotIn("took no input", self.ending(protocol))
+        self.assertNotIn("took no input", self.ending(protocol, HostLost))
 
     def test_failing_question(self) -> None:
         """A question that fails ends the console too, where no close callback is to be had."""
@@ -822,7 +974,7 @@ class EndTests(ConsoleCase):
         stream = self.stream()
         stream.send = lambda data: len(data)  # type: ignore[method-assign]
         protocol.transport.write(bytes(KIB))
-        self.assertEqual(self.ending(protocol, 0.1), LOST)
+        self.assertEqual(self.ending(protocol, HostLost, 0.1), LOST)
         self.daemon.connections.remove(connection)
 
     def test_stop(self) -> None:
@@ -830,7 +982,7 @@ class EndTests(ConsoleCase):
         protocol = self.open()
         stream = self.stream()
         self.assertLess(self.site.stop(), 1)
-        self.assertEqual(str(protocol.reasons[0].value), "vmconsole is stopping.")
+        self.assertEqual(self.ending(protocol), "vmconsole is stopping.")
         self.assertEqual(stream.aborted, 1)
 
     def test_stop_on_a_host_that_hangs(self) -> None:

@@ -62,10 +62,12 @@ class Hosts(_Section, frozen=True):
 
 
 class Console(_Section, frozen=True):
-    """How consoles behave."""
+    """How consoles behave, and what may be done to them."""
 
     escape: str = "^]"
     backlog: int = 1048576
+    force: bool = False
+    allow_break: bool = msgspec.field(default=False, name="break")
 
 
 class Limits(_Section, frozen=True):

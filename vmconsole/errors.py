@@ -36,7 +36,10 @@ class HostUnreachable(ConsoleError):
 
 
 class ConsoleUnavailable(ConsoleError):
-    """The VM is there, but its console is not: off, no console device, or one that is no pty."""
+    """The VM is there, but its console is not: off, no console device, or one that is no pty.
+
+    Or what is asked of it is not to be had: no device for it, or not allowed here.
+    """
 
 
 class ConsoleBusy(ConsoleError):
@@ -44,7 +47,30 @@ class ConsoleBusy(ConsoleError):
 
 
 class ConsoleGone(ConsoleError):
-    """An open console ended, for the reason in the text."""
+    """An open console ended, for the reason in the text.
+
+    After one of the kinds below it may be opened again, now or later, here or elsewhere.
+    """
+
+
+class ConsoleTaken(ConsoleGone):
+    """Another program took it by force, or may have: its guest runs on."""
+
+
+class GuestStopped(ConsoleGone):
+    """The guest was shut off, crashed or was saved, or its host does not know it any more."""
+
+
+class GuestMoved(ConsoleGone):
+    """The guest runs on, on another host."""
+
+
+class HostLost(ConsoleGone):
+    """The connection to the host ended; the guest may run on."""
+
+
+class InputLost(ConsoleGone):
+    """The guest took no input until its host dropped the connection; it may run on."""
 
 
 class StoreError(VMConsoleError):

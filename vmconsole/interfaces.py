@@ -157,12 +157,23 @@ class IWatch(Interface):
 class IConsoleEndpoints(Interface):
     """The ways to the consoles of guests."""
 
-    def console_endpoint(console: ConsoleInfo) -> object:
+    def console_endpoint(console: ConsoleInfo, force: bool = False) -> object:
         """An IStreamClientEndpoint whose stream is the guest's console.
 
-        Its ``connect`` fails with a ConsoleError that says what is wrong and what to do. The
-        transport is an IConsoleTransport; when the console ends, the protocol's
-        ``connectionLost`` gets a ConsoleGone that says why.
+        Its ``connect`` fails with a ConsoleError that says what is wrong and what to do. With
+        ``force`` the first one that succeeds takes the console from another program on the host.
+        The transport is an IConsoleTransport; when the console ends, the protocol's
+        ``connectionLost`` gets a ConsoleGone that says why, by its type, too.
+        """
+
+    async def send_break(console: ConsoleInfo) -> None:
+        """Send BREAK to a console that is open. Raises ConsoleError: what is missing for it."""
+
+    async def send_sysrq(console: ConsoleInfo, letter: str) -> bytes:
+        """Send SysRq and ``letter``, one of a to z and 0 to 9, to a guest whose console is open.
+
+        Returns what has to be typed there to complete it; empty: it is complete. Nothing else may
+        be typed from the call until then. Raises ConsoleError: what is missing for it.
         """
 
 
@@ -175,6 +186,9 @@ class IConsoleTransport(ITransport, IConsumer):
     """
 
     unsent = Attribute("Bytes that were written, and that the host has not confirmed.")
+
+    def confirm() -> None:
+        """Ask the host now whether it took all that was written; ``unsent`` tells."""
 
 
 class IDomainObserver(Interface):

@@ -168,20 +168,31 @@ def raise_open_files() -> int:
 def makeService(options: Options) -> IService:
     """Compose the proxy. Opens nothing: twistd forks between this and the start."""
     import libvirt
+    import libvirt_qemu
     from twisted.internet import reactor
 
     try:
-        return make_proxy(options["loaded"], reactor, libvirt, os.urandom)
+        return make_proxy(options["loaded"], reactor, libvirt, libvirt_qemu, os.urandom)
     except ConfigError as error:
         # Only in postOptions does twistd make a line of a UsageError.
         raise SystemExit(f"vmconsole: {error}") from None
 
 
 def make_proxy(
-    loaded: config.Config, reactor: Any, libvirt: Any, random: Callable[[int], bytes]
+    loaded: config.Config,
+    reactor: Any,
+    libvirt: Any,
+    libvirt_qemu: Any,
+    random: Callable[[int], bytes],
 ) -> ConsoleProxy:
     """Compose the proxy of its parts. Raises ConfigError."""
-    hosts = HostPool(reactor, libvirt, loaded.hosts)
+    hosts = HostPool(
+        reactor,
+        libvirt,
+        loaded.hosts,
+        may_force=loaded.console.force,
+        monitor=libvirt_qemu if loaded.console.allow_break else None,
+    )
     embedded = files = None
     if loaded.engine.url:
         files = EngineFiles(reactor, loaded)

@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
+from vmconsole.errors import ConsoleGone, GuestMoved, GuestStopped
 from vmconsole.hypervisor.libvirt_errors import NO_CONSOLE, NO_DOMAIN, NO_PTY
-from vmconsole.interfaces import Domain, DomainState
+from vmconsole.interfaces import ConsoleInfo, Domain, DomainState
 from vmconsole.text import printable
 
 # virDomainState, virDomainShutoffReason and virDomainPausedReason: stable numbers.
 _PAUSED, _SHUT_OFF, _CRASHED, _PM_SUSPENDED = 3, 5, 6, 7
-_PAUSED_MIGRATION = 2
+_MOVED = ((_PAUSED, 2), (_SHUT_OFF, 4))
 _SHUT_OFF_REASONS = {
     2: "was powered off",
     3: "crashed",
-    4: "moved to another host",
     5: "was saved to disk",
     6: "failed: see its log on the host",
 }
@@ -47,22 +47,23 @@ def find_domain(connection: Any, vm_id: str) -> Domain | None:
     return None if domain is None else _described(domain)
 
 
-def console_ending(connection: Any, vm_id: str) -> str | None:
-    """What became of a domain whose console ended, as a verb; empty: it goes on running.
+def console_ending(connection: Any, console: ConsoleInfo) -> ConsoleGone | None:
+    """What became of a domain whose console ended; None: it goes on running.
 
-    None: the host does not know it any more. Raises libvirtError. Follows virDomainGetState.
+    Raises libvirtError. Follows virDomainGetState.
     """
-    domain = _lookup(connection, vm_id)
+    name, host = printable(console.vm_name), printable(console.host)
+    domain = _lookup(connection, console.vm_id)
     state = None if domain is None else _state(domain)
     if state is None:
-        return None
-    if state == (_PAUSED, _PAUSED_MIGRATION):
-        return "moved to another host"
+        return GuestStopped(f"{name} is gone from {host}: it was shut off, removed or moved.")
+    if state in _MOVED:
+        return GuestMoved(f"{name} moved to another host.")
     if state[0] == _CRASHED:
-        return "crashed"
+        return GuestStopped(f"{name} crashed.")
     if state[0] == _SHUT_OFF:
-        return _SHUT_OFF_REASONS.get(state[1], "was shut off")
-    return ""
+        return GuestStopped(f"{name} {_SHUT_OFF_REASONS.get(state[1], 'was shut off')}.")
+    return None
 
 
 def console_problem(xml: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmconsole.errors import ConsoleBusy, ConsoleError, ConsoleUnavailable, HostUnreachable
+from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
 
 # virErrorNumber: stable numbers, so that no libvirt module is needed here.
@@ -23,6 +24,7 @@ AUTH_UNAVAILABLE = 80
 FROM_RPC = 7
 
 NO_CONSOLE = "has no console device: add <console type='pty'/> to its XML"
+NOT_RUNNING = "is shut off. Start it, then connect again."
 NO_PTY = "not a pty, which libvirt cannot open: use <console type='pty'/>"
 
 _TLS_OURS = (
@@ -102,17 +104,14 @@ def console_error(error: Any, host: str, name: str, vm_id: str) -> ConsoleError:
             "leave, then try again."
         )
     if code == OPERATION_INVALID:
-        return ConsoleUnavailable(f"{name} is shut off. Start it, then connect again.")
+        return ConsoleUnavailable(f"{name} {NOT_RUNNING}")
     if code in (NO_DOMAIN, INVALID_ARG):
-        return ConsoleUnavailable(
-            f"{host} does not know {name} [{printable(vm_id)}] any more; it may have moved: "
-            "try again."
-        )
+        return _unknown(host, name, vm_id)
     if "cannot find character device" in said:
         return ConsoleUnavailable(f"{name} {NO_CONSOLE}.")
     if "not using a PTY" in said:
         return ConsoleUnavailable(f"The console of {name} is {NO_PTY} in its XML.")
-    if error.get_error_domain() == FROM_RPC:
+    if is_connection_lost(error):
         return HostUnreachable(f"The connection to {host} was lost: {said}.")
     if code == NO_SUPPORT:
         return ConsoleUnavailable(
@@ -121,9 +120,33 @@ def console_error(error: Any, host: str, name: str, vm_id: str) -> ConsoleError:
     return ConsoleUnavailable(f"The console of {name} on {host} cannot be opened: {said}.")
 
 
+def guest_error(error: Any, console: ConsoleInfo, what: str) -> ConsoleError:
+    """Why ``what`` could not be sent to a guest."""
+    said, code = message(error), error.get_error_code()
+    host, name = printable(console.host), printable(console.vm_name)
+    if code == OPERATION_INVALID:
+        return ConsoleUnavailable(f"{name} {NOT_RUNNING}")
+    if code == NO_DOMAIN:
+        return _unknown(host, name, console.vm_id)
+    if is_connection_lost(error):
+        return HostUnreachable(f"The connection to {host} was lost: {said}.")
+    return ConsoleUnavailable(f"{what} cannot be sent to {name}: {said}.")
+
+
+def is_connection_lost(error: Any) -> bool:
+    """Whether the connection ended under the call."""
+    return bool(error.get_error_domain() == FROM_RPC)
+
+
 def left_behind(host: str, name: str) -> ConsoleBusy:
     """We left a console, and the host has not noticed: its guest holds up that connection."""
     return ConsoleBusy(
         f"{printable(host)} still clears up the last session on the console of "
         f"{printable(name)}, which takes no input; try again in half a minute."
+    )
+
+
+def _unknown(host: str, name: str, vm_id: str) -> ConsoleUnavailable:
+    return ConsoleUnavailable(
+        f"{host} does not know {name} [{printable(vm_id)}] any more; it may have moved: try again."
     )

@@ -23,6 +23,7 @@ from vmconsole.hypervisor.libvirt_control import Control
 from vmconsole.hypervisor.libvirt_domains import list_domains
 from vmconsole.hypervisor.libvirt_errors import host_unreachable
 from vmconsole.hypervisor.libvirt_eventloop import IHostReactor, LibvirtEventLoop
+from vmconsole.hypervisor.libvirt_guest import send_break, send_sysrq
 from vmconsole.hypervisor.libvirt_stream import ConsoleEndpoint, ConsoleStream
 from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.interfaces import (
@@ -103,14 +104,14 @@ class Host:
         """A new connection. Fails with HostUnreachable, at the latest after ``timeout``."""
         return self.threads.call(self.connect, self.timeout, Connection.close)
 
-    async def ask(self, function: Callable[[Any], T], limit: float) -> T:
+    async def ask(self, function: Callable[[Any], T], limit: float | None = None) -> T:
         """What ``function``, called in a thread with the control connection's virConnect, returns.
 
-        Raises HostUnreachable, also after ``limit`` seconds.
+        Raises HostUnreachable, also after ``limit`` seconds (None: ``timeout``).
         """
         if self._control is None:
-            raise HostUnreachable("vmconsole is stopping.")
-        return await self._control.ask(function, limit)
+            raise HostUnreachable(f"There is no connection to {printable(self.name)} now.")
+        return await self._control.ask(function, self.timeout if limit is None else limit)
 
     def watch(self, observer: IDomainObserver | None) -> None:
         """Tell ``observer`` of the domains, from a new control connection; None: stop that."""
@@ -230,12 +231,21 @@ class HostPool(Service):
         libvirt: Any,
         hosts: config.Hosts,
         make_pool: MakePool | None = None,
+        *,
+        may_force: bool = False,
+        monitor: Any = None,
     ) -> None:
-        """``libvirt`` is the module; ``hosts.pki`` an absolute path or empty."""
+        """``libvirt`` is the module; ``hosts.pki`` an absolute path or empty.
+
+        ``may_force``: consoles may be taken from other programs. ``monitor``: the module
+        libvirt_qemu, if BREAK may go through QEMU's monitor.
+        """
         self._reactor = reactor
         self._libvirt = libvirt
         self._config = hosts
         self._make_pool = make_pool
+        self._may_force = may_force
+        self._monitor = monitor
         self._watched: dict[str, str] = {}
         self._hosts: dict[str, Host] = {}
         self._sweeping = LoopingCall(self._sweep)
@@ -257,9 +267,19 @@ class HostPool(Service):
         self._hosts.clear()
         return DeferredList(stopping).addCallback(lambda _: None)
 
-    def console_endpoint(self, console: ConsoleInfo) -> IStreamClientEndpoint:
+    def console_endpoint(self, console: ConsoleInfo, force: bool = False) -> IStreamClientEndpoint:
         """The way to a guest's console; see ConsoleEndpoint."""
-        return ConsoleEndpoint(partial(self._host_of, console), console)
+        return ConsoleEndpoint(partial(self._host_of, console, force), console, force)
+
+    async def send_break(self, console: ConsoleInfo) -> None:
+        """See IConsoleEndpoints."""
+        send = partial(send_break, monitor=self._monitor, console=console)
+        await self._host_of(console).ask(send)
+
+    async def send_sysrq(self, console: ConsoleInfo, letter: str) -> bytes:
+        """See IConsoleEndpoints."""
+        send = partial(send_sysrq, monitor=self._monitor, console=console, letter=letter)
+        return await self._host_of(console).ask(send)
 
     def watch(self, host: str, uri: str) -> None:
         """See IDomainSource."""
@@ -278,10 +298,15 @@ class HostPool(Service):
         if not host.is_watched:
             host.watch(_Told(self))
 
-    def _host_of(self, console: ConsoleInfo) -> Host:
+    def _host_of(self, console: ConsoleInfo, force: bool = False) -> Host:
         """Raises ConsoleError."""
         if not self.running:
             raise HostUnreachable("vmconsole is stopping.")
+        if force and not self._may_force:
+            raise ConsoleUnavailable(
+                "Consoles may not be taken from other programs by force: set console.force in the "
+                "proxy's configuration."
+            )
         if not console.host:
             raise ConsoleUnavailable(
                 f"{printable(console.vm_name)} stands on no host: it is shut off, perhaps. Start "

@@ -24,8 +24,11 @@ class Line:
     reactor's thread, and raises libvirtError.
     """
 
-    def __init__(self, host: Host, console: ConsoleInfo) -> None:
-        """Open it. Raises ConsoleError. Follows virDomainOpenConsole."""
+    def __init__(self, host: Host, console: ConsoleInfo, force: bool = False) -> None:
+        """Open it, with ``force`` also when another program has it. Raises ConsoleError.
+
+        Follows virDomainOpenConsole.
+        """
         self._libvirt = libvirt = host.libvirt
         self._stream: Any = None
         self._callback: dict[str, Any] = {}
@@ -35,13 +38,14 @@ class Line:
             | libvirt.VIR_STREAM_EVENT_ERROR
             | libvirt.VIR_STREAM_EVENT_HANGUP
         )
+        flags = libvirt.VIR_DOMAIN_CONSOLE_FORCE if force else libvirt.VIR_DOMAIN_CONSOLE_SAFE
 
         def open_stream(raw: Any) -> Any:
             # Looked up here, because a domain object that lives keeps the connection open.
             domain = raw.lookupByUUIDString(console.vm_id)
             stream = raw.newStream(libvirt.VIR_STREAM_NONBLOCK)
             alias = None if console.console == "default" else console.console
-            domain.openConsole(alias, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE)
+            domain.openConsole(alias, stream, flags)
             return stream
 
         self.connection = host.connect()

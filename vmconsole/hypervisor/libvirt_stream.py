@@ -22,9 +22,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.errors import ConsoleBusy, ConsoleGone, HostUnreachable
+from vmconsole.errors import (
+    ConsoleBusy,
+    ConsoleGone,
+    ConsoleTaken,
+    HostLost,
+    HostUnreachable,
+    InputLost,
+)
 from vmconsole.hypervisor.libvirt_domains import console_ending
-from vmconsole.hypervisor.libvirt_errors import ConsoleLocked, connection_lost, left_behind
+from vmconsole.hypervisor.libvirt_errors import (
+    ConsoleLocked,
+    connection_lost,
+    is_connection_lost,
+    left_behind,
+)
 from vmconsole.hypervisor.libvirt_line import Line
 from vmconsole.hypervisor.pacing import Credit
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
@@ -32,6 +44,9 @@ from vmconsole.text import printable
 
 if TYPE_CHECKING:
     from vmconsole.hypervisor.libvirt_host import Host
+
+# Finds out why a console ended. Raises HostUnreachable.
+Why = Callable[[], Coroutine[Deferred[Any], Any, ConsoleGone]]
 
 # Seconds that our own leaving may take before a new open is tried.
 _LEAVING = 5.0
@@ -64,11 +79,17 @@ class ConsoleAddress:
 
 @implementer(IStreamClientEndpoint)
 class ConsoleEndpoint:
-    """The way to one console. ``host_of`` gives its host of the day, or raises ConsoleError."""
+    """The way to one console. ``host_of`` gives its host of the day, or raises ConsoleError.
 
-    def __init__(self, host_of: Callable[[], Host], console: ConsoleInfo) -> None:
+    ``force`` takes the console from another program, by the first ``connect`` that succeeds.
+    """
+
+    def __init__(
+        self, host_of: Callable[[], Host], console: ConsoleInfo, force: bool = False
+    ) -> None:
         self._host_of = host_of
         self._console = console
+        self._force = force
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Open the console. Fails with ConsoleError; may be cancelled at any time."""
@@ -82,6 +103,8 @@ class ConsoleEndpoint:
         except BaseException:
             host.console_closed()
             raise
+        # Whoever takes it back is left in peace.
+        self._force = False
         return ConsoleStream(host, self._console, line).start(factory)
 
     async def _open(self, host: Host) -> Line:
@@ -91,7 +114,7 @@ class ConsoleEndpoint:
         while True:
             try:
                 return await host.threads.call(
-                    partial(Line, host, self._console), host.timeout, Line.close
+                    partial(Line, host, self._console, self._force), host.timeout, Line.close
                 )
             except ConsoleBusy as error:
                 waits = ours or isinstance(error, ConsoleLocked)
@@ -120,6 +143,7 @@ class ConsoleStream:
         self._full = False
         self._credit = Credit()
         self._asked_at = 0.0
+        self._confirming = False
         self._producer: IPushProducer | None = None
         self._paused = False
         self._open = True
@@ -153,6 +177,12 @@ class ConsoleStream:
         """Bytes that were written, and that the host has not confirmed."""
         return len(self._queue) + self._credit.unanswered
 
+    def confirm(self) -> None:
+        """See IConsoleTransport."""
+        if self._open:
+            self._confirming = True
+            self._ask()
+
     def getPeer(self) -> ConsoleAddress:
         return ConsoleAddress(self.console.host, self.console.vm_id, self.console.vm_name)
 
@@ -161,6 +191,7 @@ class ConsoleStream:
     def write(self, data: bytes) -> None:
         """Type ``data``: at once, as far as the pace allows."""
         if self._open and data:
+            self._confirming = False
             self._queue += data
             self._send()
 
@@ -219,17 +250,18 @@ class ConsoleStream:
         if ended is not None and self._open:
             self._finish(ended())
 
-    def _receive(self) -> Callable[[], Coroutine[Deferred[Any], Any, str]] | None:
+    def _receive(self) -> Why | None:
         """Take what there is, up to a burst: libvirt calls again when there is more.
 
         Returns what finds out why it ended, when it did.
         """
-        burst, ended = bytearray(), None
+        burst = bytearray()
+        ended: Why | None = None
         while len(burst) < _BURST:
             try:
                 data = self._line.receive()
-            except self._errors:
-                ended = self._why_failed
+            except self._errors as error:
+                ended = self._why_broken(error)
                 break
             if data is None:
                 break
@@ -241,35 +273,37 @@ class ConsoleStream:
             self._protocol.dataReceived(bytes(burst))
         return ended
 
-    async def _why_eof(self) -> str:
+    async def _why_eof(self) -> ConsoleGone:
         return await self._look(
             _LOOKS,
             f"The console of {self._vm_name} was closed by {self._host_name}; another program may "
             "have taken it by force.",
         )
 
-    async def _why_failed(self) -> str:
+    def _why_broken(self, error: Exception) -> Why:
+        # The error itself is not kept: its frames hold the stream, and so its connection.
+        return self._why_lost if is_connection_lost(error) else self._why_failed
+
+    async def _why_failed(self) -> ConsoleGone:
         return await self._look(
             _LOOKS[:3],
             f"Another program on {self._host_name} took the console of {self._vm_name} by force.",
         )
 
-    async def _look(self, pauses: Iterable[float], running: str) -> str:
-        """What became of the domain; ``running`` if nothing did. Raises HostUnreachable."""
+    async def _look(self, pauses: Iterable[float], running: str) -> ConsoleGone:
+        """What became of the domain; ConsoleTaken, with the text ``running``, if nothing did.
+
+        Raises HostUnreachable.
+        """
         for pause in pauses:
             # A console ends a little before its domain does.
             await deferLater(self._host.reactor, pause, lambda: None)
             ending = await self._host.ask(
-                partial(console_ending, vm_id=self.console.vm_id), _EXPLAINING
+                partial(console_ending, console=self.console), _EXPLAINING
             )
-            if ending is None:
-                return (
-                    f"{self._vm_name} is gone from {self._host_name}: it was shut off, removed or "
-                    "moved."
-                )
-            if ending:
-                return f"{self._vm_name} {ending}."
-        return running
+            if ending is not None:
+                return ending
+        return ConsoleTaken(running)
 
     # Input
 
@@ -284,13 +318,13 @@ class ConsoleStream:
                 del self._queue[:taken]
                 self._credit.sent(taken)
                 self._ask()
-        except self._errors:
-            self._finish(self._why_failed())
+        except self._errors as error:
+            self._finish(self._why_broken(error)())
             return
         self._steer_producer()
 
     def _ask(self) -> None:
-        if self._credit.ask():
+        if self._credit.ask(self._confirming):
             self._asked_at = self._host.reactor.seconds()
             self._host.threads.call(self._line.ping).addCallbacks(self._answered, self._lose)
 
@@ -317,31 +351,31 @@ class ConsoleStream:
         if self._open:
             self._finish(self._why_lost())
 
-    async def _why_lost(self) -> str:
+    async def _why_lost(self) -> ConsoleGone:
         """Raises HostUnreachable."""
         waited = self._host.reactor.seconds() - self._asked_at
         if self._credit.is_asking and waited >= _STUCK:
             # If the host answers on another connection, it was the guest.
             await self._host.ask(lambda raw: raw.getLibVersion(), _EXPLAINING)
-            return (
+            return InputLost(
                 f"{self._vm_name} took no input for {waited:.0f} s, and {self._host_name}'s "
                 f"libvirtd dropped the connection; {self.unsent} bytes typed may be lost."
             )
-        return connection_lost(self._host.name)
+        return HostLost(connection_lost(self._host.name))
 
-    def _finish(self, why: Coroutine[Deferred[Any], Any, str]) -> None:
+    def _finish(self, why: Coroutine[Deferred[Any], Any, ConsoleGone]) -> None:
         """End it, and tell the protocol as soon as it is known why."""
         self._release()
 
-        def unknown(failure: Failure) -> str:
+        def unknown(failure: Failure) -> ConsoleGone:
             if not failure.check(HostUnreachable, TimeoutError):
                 self._log.failure("cannot tell why a console ended", failure)
-            return connection_lost(self._host.name)
+            return HostLost(connection_lost(self._host.name))
 
         explaining = Deferred.fromCoroutine(why)
         explaining.addTimeout(_EXPLAINING, self._host.reactor)
         explaining.addErrback(unknown)
-        explaining.addCallback(lambda text: self._tell(Failure(ConsoleGone(text))))
+        explaining.addCallback(lambda gone: self._tell(Failure(gone)))
 
     def _release(self) -> None:
         """Take no more part in it, and begin to leave it behind."""

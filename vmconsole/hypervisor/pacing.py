@@ -34,9 +34,10 @@ class Credit:
         self.unanswered += size
         self._messages += 1
 
-    def ask(self) -> bool:
-        """It is time to ask the host, and that is now done by the caller."""
-        due = self.unanswered >= PIECE or self._messages >= _ASK_AFTER_MESSAGES
+    def ask(self, now: bool = False) -> bool:
+        """It is time to ask the host, and that is now done by the caller; ``now``: it is as soon
+        as anything is unanswered."""
+        due = self.unanswered >= PIECE or self._messages >= (1 if now else _ASK_AFTER_MESSAGES)
         if self.is_asking or not due:
             return False
         self._asked = (self.unanswered, self._messages)
