@@ -21,7 +21,8 @@ from twisted.test import iosim
 from tests.fakes import Engine, Events, Guests
 from vmconsole.audit import Audit
 from vmconsole.config import Config
-from vmconsole.console.console import ConsolePool
+from vmconsole.config import Console as ConsoleSettings
+from vmconsole.console.pool import ConsolePool
 from vmconsole.engine.last_answer import Lifetimes
 from vmconsole.engine.permissions import Permissions
 from vmconsole.interfaces import AuthorizedKey, User
@@ -165,7 +166,8 @@ class SSHPair:
 
     def __init__(self, config: Config | None = None) -> None:
         self.clock = Clock()
-        self.config = config or Config()
+        # A guest that is left is closed at once, so that a test sees it.
+        self.config = config or Config(console=ConsoleSettings(linger=0.0))
         self.engine = Engine(AuthorizedKey(ALICE.id, ALICE.name, ALICE_KEY.public().blob()))
         settings = self.config.engine
         self.permissions = Permissions(
@@ -176,7 +178,7 @@ class SSHPair:
             placed_only=bool(settings.url),
         )
         self.guests = Guests()
-        self.pool = ConsolePool(self.guests, self.clock, self.config.console.backlog)
+        self.pool = ConsolePool(self.guests, self.clock, self.config.console)
         self.events = Events()
         self.audit = Audit(Logger("vmconsole.audit", observer=self.events))
         self.commands = Commands(
@@ -216,10 +218,10 @@ class SSHPair:
 
     def flush(self) -> None:
         """Let both sides finish what they have to say."""
-        self.clock.advance(0)
-        self.pump.flush()
-        self.clock.advance(0)
-        self.pump.flush()
+        for _ in range(2):
+            # Output that is gathered waits for some milliseconds.
+            self.clock.advance(0.005)
+            self.pump.flush()
 
     def advance(self, seconds: float) -> None:
         """Time passes."""

@@ -63,11 +63,16 @@ class ConfigTests(SynchronousTestCase):
             ("[ssh]\nlisten = 2222", "$.ssh.listen"),
             ("[ssh", "no valid TOML"),
             ('[console]\nescape = "X"', "console.escape"),
+            ('[console]\nbreak = "yes"', "$.console.break"),
+            ("[console]\nallow_break = true", "allow_break"),
+            ("[console]\nforce = 1", "$.console.force"),
             ("[limits]\nlogin_grace = 0", "limits.login_grace"),
             ("[limits]\nlogin_grace = nan", "limits.login_grace"),
             ("[engine]\ncache_ttl = inf", "engine.cache_ttl"),
             ('[state]\ndirectory = "~no-such-user/x"', "state.directory"),
             ("[engine]\ncache_ttl = -1", "engine.cache_ttl"),
+            ("[engine]\nstale_grace = -1", "engine.stale_grace"),
+            ("[engine]\nrecheck = 0", "engine.recheck"),
             ('[engine]\nurl = "engine"', "engine.url"),
             ('[engine]\nurl = "https://e/"', "engine.certificate is missing"),
             ("[ssh]\nusers = []", "ssh.users is empty"),
@@ -77,6 +82,11 @@ class ConfigTests(SynchronousTestCase):
                 self.load(text)
             self.assertIn(told, str(caught.exception))
             self.assertIn(self.path.name, str(caught.exception))
+
+    def test_zero(self) -> None:
+        """Answers of the engine may be remembered for no time at all."""
+        loaded = self.load("[engine]\ncache_ttl = 0\nstale_grace = 0")
+        self.assertEqual((loaded.engine.cache_ttl, loaded.engine.stale_grace), (0, 0))
 
     def test_unreadable(self) -> None:
         """A file that is not there, or no text, is told."""
@@ -91,6 +101,15 @@ class ConfigTests(SynchronousTestCase):
         """The escape is ^ and a letter; "" is none."""
         self.assertEqual(self.load('[console]\nescape = "^a"').escape_byte, 1)
         self.assertIsNone(self.load('[console]\nescape = ""').escape_byte)
+
+    def test_powers(self) -> None:
+        """Neither BREAK nor force is allowed unless the file says so, each for itself."""
+        console = config.load(None, {}).console
+        self.assertEqual((console.allow_break, console.force), (False, False))
+        console = self.load("[console]\nbreak = true").console
+        self.assertEqual((console.allow_break, console.force), (True, False))
+        console = self.load("[console]\nforce = true").console
+        self.assertEqual((console.allow_break, console.force), (False, True))
 
     def test_default_path(self) -> None:
         """$VMCONSOLE_CONFIG names the file when the command line does not."""

@@ -6,11 +6,12 @@ from typing import Any
 
 from twisted.conch.ssh.common import NS
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import console
 from tests.sshpair import ALICE, ALICE_KEY, PTY, SSHPair
-from vmconsole.config import Config, Engine
+from vmconsole.config import Config, Console, Engine
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey
 from vmconsole.keyoptions import KeyOptions
@@ -23,7 +24,7 @@ FAILURE, SUCCESS = 51, 52
 class PermissionsTestCase(SynchronousTestCase):
     """Alice may open vm1 and vm2, and it is looked at again every RECHECK seconds."""
 
-    config = Config()
+    config = Config(console=Console(linger=0.0))
 
     def setUp(self) -> None:
         self.pair = SSHPair(self.config)
@@ -40,6 +41,10 @@ class PermissionsTestCase(SynchronousTestCase):
         channel = self.pair.run(vm, pty=True, **options)
         self.assertEqual(len(self.pair.guests.opened), before + 1, channel.error)
         return channel
+
+    def look(self) -> None:
+        """Time passes up to the next look at the keys, and not beyond."""
+        self.pair.advance(RECHECK - self.pair.clock.seconds() % RECHECK)
 
     def period(self) -> None:
         """One passes."""
@@ -63,18 +68,23 @@ class RevocationTests(PermissionsTestCase):
     def test_key(self) -> None:
         """A key that was removed ends each of its sessions with a line that says so, and then
         the connection."""
-        console, menu = self.connected(), self.pair.run(pty=True)
+        console, other, menu = self.connected(), self.connected(b"vm2"), self.pair.run(pty=True)
         self.pair.guests.guest.print(b"login: ")
         self.engine.keys.clear()
-        self.period()
+        self.look()
         line = b"[vmconsole: Your key no longer lets you in: the engine does not know it as yours.]"
-        self.assertIn(line, console.output)
+        for channel in (console, other):
+            self.assertIn(line, channel.output)
+            self.assertEqual((channel.error, channel.status), (b"", 0))
         self.assertIn(line, menu.error)
-        self.assertEqual((console.status, menu.status), (0, 1))
-        self.assertTrue(console.gone and menu.gone)
-        self.assertFalse(self.pair.guests.guest.open)
+        self.assertEqual(menu.status, 1)
+        self.assertTrue(console.gone and other.gone and menu.gone)
+        self.assertFalse(any(guest.open for guest in self.pair.guests.opened))
         self.assertIn("no longer lets you in", self.the_reason("revoked"))
-        self.assertIn("no longer lets you in", self.the_reason("detached"))
+        [revoked] = self.pair.events.named("revoked")
+        self.assertIn("reason='Your key no longer", formatEvent(revoked))
+        for detached in self.pair.events.named("detached"):
+            self.assertIn("no longer lets you in", detached["reason"])
         assert self.pair.client.disconnected is not None
         code, text = self.pair.client.disconnected
         self.assertEqual(code, 11)
@@ -82,9 +92,9 @@ class RevocationTests(PermissionsTestCase):
         self.assertEqual(self.pair.events.named("checked"), [])
 
     def test_idle_connection(self) -> None:
-        """A connection without any session ends as well."""
+        """A connection without any session ends as well, at once."""
         self.engine.keys.clear()
-        self.period()
+        self.look()
         self.assertIsNotNone(self.pair.client.disconnected)
 
     def test_connecting(self) -> None:
@@ -97,6 +107,15 @@ class RevocationTests(PermissionsTestCase):
         self.assertEqual(channel.status, 1)
         self.assertEqual(self.pair.guests.cancelled, 1)
         self.assertIsNotNone(self.pair.client.disconnected)
+
+    def test_connecting_and_stalled(self) -> None:
+        """Also when its client reads nothing: the way to the guest is given up at once."""
+        self.pair.guests.answer = Deferred()
+        self.pair.run(b"vm1", pty=True, window=1, reads_no_more=True)
+        self.engine.keys.clear()
+        self.look()
+        self.assertEqual(self.pair.guests.cancelled, 1)
+        self.assertIsNone(self.pair.client.disconnected)
 
     def test_no_command_yet(self) -> None:
         """So does a channel on which nothing was asked for."""
@@ -121,6 +140,34 @@ class RevocationTests(PermissionsTestCase):
         self.assertIsNotNone(self.pair.client.disconnected)
         self.assertTrue(channel.gone)
 
+    def test_slow_client(self) -> None:
+        """A client that is slow gets what was printed, and the line, once, before the end; the
+        sessions that have ended before do not hurry it."""
+        slow = self.connected(window=200, reads_no_more=True)
+        self.pair.guests.guest.print(b"x" * 1000)
+        other = self.pair.open()
+        self.engine.keys.clear()
+        self.look()
+        self.assertTrue(other.gone)
+        self.assertIsNone(self.pair.client.disconnected)
+        self.pair.connection.grant(slow, 1 << 20)
+        self.pair.flush()
+        self.assertEqual(slow.output.count(b"x"), 1000)
+        self.assertEqual(slow.output.count(b"no longer lets you in"), 1)
+        self.assertEqual((slow.error, slow.status), (b"", 0))
+        self.assertIsNotNone(self.pair.client.disconnected)
+
+    def test_gone_before_the_end(self) -> None:
+        """A client that goes while its last output waits leaves nothing that waits."""
+        before = len(self.pair.clock.getDelayedCalls())
+        self.pair.run(pty=True, window=10, reads_no_more=True)
+        self.engine.keys.clear()
+        self.look()
+        self.assertIsNone(self.pair.client.disconnected)
+        self.pair.client_io.loseConnection()
+        self.pair.flush()
+        self.assertEqual(len(self.pair.clock.getDelayedCalls()), before)
+
     def test_grant(self) -> None:
         """A VM that is no longer the user's ends its session with a line, and nothing else."""
         first, second = self.connected(b"vm1"), self.connected(b"vm2")
@@ -133,6 +180,14 @@ class RevocationTests(PermissionsTestCase):
         self.assertIsNone(self.pair.client.disconnected)
         self.pair.type(second, b"on")
         self.assertEqual(self.pair.guests.guest.typed, b"on")
+
+    def test_grants(self) -> None:
+        """Several that go at the same time end as one does."""
+        channels = [self.connected(vm) for vm in (b"vm1", b"vm2")]
+        self.engine.vms[ALICE.id] = []
+        for _ in range(2):
+            self.period()
+        self.assertEqual([channel.status for channel in channels], [0, 0])
 
     def test_old_menu(self) -> None:
         """What is chosen from a menu that has stood there is looked up again: a VM that is no
@@ -181,6 +236,13 @@ class RevocationTests(PermissionsTestCase):
         self.assertEqual(self.pair.guests.opened, [])
         self.assertEqual(self.pair.client.disconnected, (11, b"no more"))
 
+    def test_namesakes(self) -> None:
+        """Of VMs with the same name the one that was chosen is opened."""
+        self.engine.vms[ALICE.id] = [console("vm1", "1"), console("vm1", "2", host="node2")]
+        channel = self.pair.run(pty=True)
+        self.pair.type(channel, b"2\r")
+        self.assertIn(b"vm1 on node2", channel.output)
+
     def test_left(self) -> None:
         """Who has left is not looked at any more."""
         channel = self.connected()
@@ -209,6 +271,7 @@ class RevocationTests(PermissionsTestCase):
         [unchecked] = self.pair.events.named("unchecked")
         self.assertEqual(unchecked["since"], "1970-01-01T00:00:15+00:00")
         self.assertEqual(unchecked["user"], ALICE.name)
+        self.assertIn("since=1970-01-01T00:00:15+00:00", formatEvent(unchecked))
         self.assertEqual(self.pair.events.named("checked"), [])
         self.engine.error = None
         self.period()
@@ -229,7 +292,7 @@ class RoleTests(PermissionsTestCase):
     def test_viewer(self) -> None:
         """A viewer sees the guest, is told once that typing goes nowhere, and can leave."""
         channel = self.connected()
-        self.assertIn(b"[vmconsole: vm1 on node1, watching only. To leave: ^] .", channel.output)
+        self.assertIn(b"[vmconsole: You may only watch vm1.", channel.output)
         guest = self.pair.guests.guest
         guest.print(b"login: ")
         self.pair.type(channel, b"root\r")
@@ -242,6 +305,12 @@ class RoleTests(PermissionsTestCase):
         self.assertNotIn(b"quiet", channel.output)
         self.pair.type(channel, b"\x1d.")
         self.assertEqual(channel.status, 0)
+
+    def test_quiet(self) -> None:
+        """A viewer of a guest that prints nothing is not told to press Enter."""
+        channel = self.connected()
+        self.pair.advance(5)
+        self.assertNotIn(b"quiet", channel.output)
 
     def test_typed_ahead(self) -> None:
         """What a viewer types before the console is open goes nowhere either."""
@@ -265,6 +334,7 @@ class RoleTests(PermissionsTestCase):
         self.assertIn(b"[vmconsole: From now on you may only watch vm1.]", channel.output)
         self.pair.type(channel, b"off")
         self.assertEqual(self.pair.guests.guest.typed, b"on")
+        self.assertNotIn(b"what you type goes nowhere", channel.output)
 
 
 class StaleTests(PermissionsTestCase):
@@ -282,7 +352,13 @@ class StaleTests(PermissionsTestCase):
         """Within the grace an old answer lets in, and the user is told in one line; a second
         command on the connection is told for itself."""
         self.outage(125)
-        self.pair.login()
+        with capturedLogs() as events:
+            self.pair.login()
+            self.pair.run(b"info")
+        lines = [formatEvent(event) or "" for event in events]
+        for words in ("is let in by its answer from 2 minutes", "is served by its answer from 2 m"):
+            [line] = [line for line in lines if words in line]
+            self.assertIn(f"{ALICE.name} {words}", line)
         for _ in range(2):
             listing = self.pair.run(b"list")
             self.assertEqual(
@@ -297,6 +373,21 @@ class StaleTests(PermissionsTestCase):
         self.assertIn(b"vm2 on node1", menu.output)
         self.assertEqual(menu.error.count(b"engine unreachable"), 1)
 
+    def test_the_older_one(self) -> None:
+        """When the answer about the key and that about the consoles are of different times, the
+        user is told how old the older one is."""
+        for before, later, told in ((3, 0, b"103 seconds ago"), (0, 9, b"109 seconds ago")):
+            self.setUp()
+            self.pair.login()
+            self.pair.advance(before)
+            self.pair.run(b"list")
+            self.pair.advance(later)
+            self.engine.error = EngineUnreachable("refused")
+            self.pair.advance(100)
+            self.pair = self.pair.beside()
+            self.pair.login()
+            self.assertIn(told, self.pair.run(b"list").error)
+
     def test_told_by_any_command(self) -> None:
         """A login by an old answer is told by the first command that is about the user."""
         self.outage(30)
@@ -306,6 +397,15 @@ class StaleTests(PermissionsTestCase):
         line = b"[engine unreachable: using its answer from 30 seconds ago]\n"
         self.assertEqual(self.pair.run(b"info").error, line)
         self.assertEqual(self.pair.run(b"info").error, b"")
+
+    def test_looked_for(self) -> None:
+        """Who looks for a VM that an old answer does not have is told that it is one."""
+        self.pair.login()
+        self.pair.run(b"list")
+        self.engine.error = EngineUnreachable("refused")
+        channel = self.pair.run(b"vm9", pty=True)
+        self.assertIn(b"engine unreachable", channel.error)
+        self.assertIn(b"vm9", channel.error)
 
     def test_too_old(self) -> None:
         """After the grace the login is refused with a banner that says why."""
@@ -373,7 +473,10 @@ class LoginTests(PermissionsTestCase):
 class PlacedOnlyTests(PermissionsTestCase):
     """With an engine that lists only the VMs that run, as an oVirt Engine does."""
 
-    config = Config(engine=Engine(url="https://engine.example.com/ovirt-engine/"))
+    config = Config(
+        engine=Engine(url="https://engine.example.com/ovirt-engine/"),
+        console=Console(linger=0.0),
+    )
 
     def setUp(self) -> None:
         super().setUp()

@@ -65,6 +65,11 @@ class Console(_Section, frozen=True):
     """How consoles behave, and what may be done to them."""
 
     escape: str = "^]"
+    scrollback: int = 65536
+    linger: float = 60.0
+    takeover: bool = True
+    handover_idle: float = 60.0
+    guard: bool = True
     backlog: int = 1048576
     force: bool = False
     allow_break: bool = msgspec.field(default=False, name="break")
@@ -170,10 +175,16 @@ def _check(config: Config) -> None:
     for key, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key} = {value}: it must be greater than 0.")
-    for key in ("cache_ttl", "stale_grace"):
-        value = getattr(config.engine, key)
+    not_negative = {
+        "engine.cache_ttl": config.engine.cache_ttl,
+        "engine.stale_grace": config.engine.stale_grace,
+        "console.scrollback": config.console.scrollback,
+        "console.linger": config.console.linger,
+        "console.handover_idle": config.console.handover_idle,
+    }
+    for key, value in not_negative.items():
         if not (value >= 0 and math.isfinite(value)):
-            raise ConfigError(f"engine.{key} = {value}: 0 is the least.")
+            raise ConfigError(f"{key} = {value}: 0 is the least.")
     if config.ssh.listen and not config.ssh.users:
         raise ConfigError("ssh.users is empty: nobody could log in. Name at least one.")
     if config.ssh.listen and not config.ssh.host_keys:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from vmconsole import __version__, config
 from vmconsole.audit import Audit
-from vmconsole.console.console import ConsolePool
+from vmconsole.console.pool import ConsolePool
 from vmconsole.engine.embedded.service import EmbeddedEngine
 from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
@@ -208,7 +208,7 @@ def make_proxy(
         # The embedded engine tells of VMs that are off, too.
         placed_only=bool(loaded.engine.url),
     )
-    consoles = ConsolePool(hosts, reactor, loaded.console.backlog)
+    consoles = ConsolePool(hosts, reactor, loaded.console)
     audit = Audit()
     commands = Commands(permissions, consoles, audit, reactor, loaded.escape_byte)
     realm = ConsoleRealm(

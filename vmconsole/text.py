@@ -30,11 +30,16 @@ def printable_bytes(data: bytes, limit: int = 256) -> str:
     return "".join(pieces[:limit]) + ("..." if len(data) > limit else "")
 
 
-def ago(seconds: float) -> str:
-    """How long ago something was, in words: ``2 minutes ago``."""
+def lasting(seconds: float) -> str:
+    """How long something takes, in words: ``2 minutes``."""
     count, unit = max(0, int(seconds)), "second"
     for size, larger in ((60, "minute"), (60, "hour"), (24, "day")):
         if count < 2 * size:
             break
         count, unit = count // size, larger
-    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was, in words: ``2 minutes ago``."""
+    return f"{lasting(seconds)} ago"

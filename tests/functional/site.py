@@ -126,13 +126,14 @@ class Site:
         """Start the real ssh; with ``terminal`` on a pty of its own, and with -t."""
         words = ["/usr/bin/ssh", "-F", "none", "-p", str(self.port), "-i", str(key)]
         for option in (
+            # Of an option that is given twice ssh takes the first.
+            *options,
             "IdentitiesOnly=yes",
             "IdentityAgent=none",
             "StrictHostKeyChecking=yes",
             f"UserKnownHostsFile={self.known_hosts}",
             "LogLevel=INFO",
             "EscapeChar=none",
-            *options,
         ):
             words += ["-o", option]
         words += ["-t"] if terminal else []
@@ -141,3 +142,13 @@ class Site:
         )
         self._children.append(child)
         return child
+
+
+async def log_in(ssh: Child, guest: str) -> None:
+    """From anywhere on the console of a LinuxGuest to a fresh shell prompt."""
+    name = guest.encode()
+    found = b""
+    while not found.startswith(name + b":"):
+        ssh.type(b"root\r" if b"login" in found else b"\r")
+        # Behind its prompt the shell may ask the terminal where the cursor is.
+        found = (await ssh.expect(name + rb" login: $|Password: $|" + name + rb":\S+ "))[0]

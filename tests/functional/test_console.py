@@ -8,29 +8,23 @@ import termios
 from twisted.internet.threads import deferToThread
 
 from tests.functional.case import FunctionalTestCase
-from tests.functional.process import Child
+from tests.functional.site import log_in
 
 
 class ConsoleTests(FunctionalTestCase):
     """Ways in, on, and out."""
 
-    async def log_in_to_linux(self, ssh: Child) -> None:
-        """From anywhere on linux1's console to a fresh shell prompt."""
-        ssh.type(b"\r")
-        match = await ssh.expect(rb"linux1 login: $|linux1:\S+ ")
-        if b"login" in match[0]:
-            ssh.type(b"root\r")
-            await ssh.expect(rb"linux1:\S+ ")
-
     async def test_menu(self) -> None:
-        """The menu, a wrong answer, the right one, the console, ``^] .``, and 0; the terminal is
-        as it was before."""
+        """The menu, a wrong answer, a filter, the right one, the console, ``^] .``, and 0; the
+        terminal is as it was before."""
         ssh = self.site.ssh(self.alice)
         before = termios.tcgetattr(ssh.transport.fileno())
         menu = await ssh.expect(rb"1\. light1 \[[0-9a-f-]{36}\]\r\n2\. light2 .*\r\n> ")
         self.assertIn(b"4. none1 [", menu[0])
         ssh.type(b"99\r")
         await ssh.expect(rb"There is no 99: choose 1 to 6\.\r\n> ")
+        ssh.type(b"/T2\r")
+        await ssh.expect(rb"1\. light2 \[\S+\]\r\n1-1 of 1 matching T2\..*/: all.*\r\n> ")
         ssh.type(b"light1\r")
         await ssh.expect(rb"\[vmconsole: light1 on node1\. To leave: \^\] \. ")
         ssh.type(b"hello")
@@ -87,7 +81,7 @@ class ConsoleTests(FunctionalTestCase):
         """Ctrl-C, Ctrl-Z, Ctrl-\\ and arrow keys do in the guest what they do there."""
         ssh = self.site.ssh(self.alice, "linux1")
         await ssh.expect(rb"To leave")
-        await self.log_in_to_linux(ssh)
+        await log_in(ssh, "linux1")
         for keys, after in ((b"\x03", rb"\^C.*"), (b"\x1a", rb"\^Z.*Stopped.*")):
             # Until cat answers, the keys would be the shell's; its line editor reads ahead.
             ssh.type(b"echo run$((40 + 2)); cat\r")
@@ -116,11 +110,11 @@ class ConsoleTests(FunctionalTestCase):
         ssh = self.site.ssh(self.bob)
         await ssh.expect(rb"To leave.*\r\n")
         ssh.type(b"\x1d")
-        await ssh.expect(rb"\[vmconsole: \^\] \. leaves", 5)
+        await ssh.expect(rb"\[vmconsole: \^\] and then: \. leave, ", 5)
         ssh.type(b"\x1d")
         await ssh.expect(rb"\x1d")
         ssh.type(b"\x1d?")
-        await ssh.expect(rb"\^\] \. leaves")
+        await ssh.expect(rb"\^\] and then: \. leave, .*\? this help\]\r\n")
 
     async def test_list_info_help(self) -> None:
         """``list`` in both formats, ``info`` and ``help`` need no terminal, and end with 0."""

@@ -150,26 +150,39 @@ class ConsoleTests(FunctionalTestCase):
         self.assertIn(b"ERROR: frobnicate is no command", ssh.errors)
 
     async def test_busy(self) -> None:
-        """A console that is open here, or in a virsh on the host, is refused with a clear word;
-        the one who has it does not notice."""
+        """A console that a virsh on the host has is refused with a clear word, and virsh does not
+        notice."""
+        virsh = await self.virsh(rb"Escape character")
+        line = await self.refused(self.bob, "light1")
+        self.assertRegex(line, rb"ERROR: The console of light1 is in use by another program on ")
+        virsh.type(b"undisturbed")
+        await virsh.expect(rb"undisturbed")
+
+    async def test_busy_for_virsh(self) -> None:
+        """A console that is open here is refused to a virsh, also for a while after it was left;
+        here, it is shared."""
         first = self.site.ssh(self.alice, "light1")
         await first.expect(rb"light1 on node1")
-        line = await self.refused(self.bob, "light1")
-        self.assertRegex(line, rb"ERROR: The console of light1 is in use by alice@internal from ")
-        first.type(b"undisturbed")
-        await first.expect(rb"undisturbed")
-        first.type(b"\x1d.")
-        await first.ended()
+        virsh = await self.virsh(rb"Active console session exists")
+        self.assertEqual(await virsh.ended(), 1)
+        second = self.site.ssh(self.bob, "light1")
+        await second.expect(rb"light1 on node1.*You watch\. alice@internal from ")
+        for ssh in (first, second):
+            ssh.type(b"\x1d.")
+            self.assertEqual(await ssh.ended(), 0)
+        virsh = await self.virsh(rb"Active console session exists")
+        self.assertEqual(await virsh.ended(), 1)
 
+    async def virsh(self, pattern: bytes) -> Child:
+        """A virsh that wants light1's console, and says so much."""
         virsh = Child("virsh").spawn(
             reactor,
             ["/usr/bin/virsh", "-c", self.lab.node1.uri, "console", "light1"],
             terminal=True,
         )
         self.addCleanup(virsh.kill)
-        await virsh.expect(rb"Escape character")
-        line = await self.refused(self.bob, "light1")
-        self.assertRegex(line, rb"ERROR: The console of light1 is in use by another program on ")
+        await virsh.expect(pattern)
+        return virsh
 
     async def test_host_stopped(self) -> None:
         """While a host's libvirtd is stopped its VMs are told apart from the others, which are

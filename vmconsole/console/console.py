@@ -1,226 +1,231 @@
-"""Open consoles: one Console holds a guest's stream and gives its user an Attachment."""
+"""A Console holds one guest's stream, and serves everybody who is attached to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import cast
 
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import connectProtocol
-from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import (
-    IAddress,
-    IConsumer,
-    IProducer,
-    IProtocol,
-    IPushProducer,
-    IReactorTime,
-    IStreamClientEndpoint,
-    ITransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.console.backlog import Backlog
-from vmconsole.errors import ConsoleBusy, ConsoleGone
-from vmconsole.interfaces import ConsoleInfo, IConsoleEndpoints, IConsoleTransport
-from vmconsole.text import printable
+from vmconsole.console.attachment import Attachment
+from vmconsole.console.keyboard import Keyboard
+from vmconsole.console.scrollback import Scrollback
+from vmconsole.flight import Flight
+from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
 
-# One burst to a party: large enough to be cheap, small enough to stop soon after a pause.
-_BURST = 32768
+# Seconds in which a guest's host says that it took what was typed, unless it is stuck.
+_CONFIRMED = 1.0
+# Seconds. On a quiet line output goes on at once; what follows it sooner than this is gathered.
+_GATHER = 0.004
 
 
+@implementer(IPushProducer)
 class Console(Protocol):
-    """The protocol on one guest's console stream. Output is always drained (law 2)."""
+    """The protocol on one guest's console stream. Output is always drained (law 2).
+
+    When the last one leaves, the stream stays open for ``linger`` seconds more.
+    """
 
     transport: IConsoleTransport
+    opening: Flight[object]
+    """The stream, when it is open."""
+    give_up: Callable[[], object]
+    """Open it no more."""
 
-    def __init__(self, info: ConsoleInfo) -> None:
+    def __init__(
+        self,
+        info: ConsoleInfo,
+        clock: IReactorTime,
+        keyboard: Keyboard,
+        scrollback: int,
+        linger: float,
+    ) -> None:
         self.info = info
-        self.attachment: Attachment | None = None
+        self.keyboard = keyboard
+        self.attachments: list[Attachment] = []
+        self.scrollback = Scrollback(scrollback)
         self.closed: Deferred[None] = Deferred()
+        self._clock = clock
+        self._linger = linger
+        self._lingering: IDelayedCall | None = None
+        self._gathered: list[bytes] = []
+        self._quiet_from = -1.0
+        self._flush: IDelayedCall | None = None
+        self._typing: dict[Attachment, IPushProducer] = {}
+        self._takes_input = True
+        self._kept: bytearray | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the guest's stream is."""
+        return bool(self.connected) and not self.closed.called
 
     def connectionMade(self) -> None:
         """The stream is open: who asked for it may begin."""
-        if self.attachment is not None:
-            self.attachment.begin()
+        self.transport.registerProducer(self, True)
+        for attachment in list(self.attachments):
+            attachment.begin()
 
     def dataReceived(self, data: bytes) -> None:
-        """The guest printed."""
-        if self.attachment is not None:
-            self.attachment.deliver(data)
+        """The guest printed: at once on a quiet line, gathered when it prints more."""
+        self.scrollback.append(data)
+        now = self._clock.seconds()
+        if self._flush is None and not 0 <= self._quiet_from - now <= 2 * _GATHER:
+            self._quiet_from = now + _GATHER
+            self._deliver(data)
+            return
+        self._gathered.append(data)
+        if self._flush is None:
+            self._flush = self._clock.callLater(_GATHER, self._deliver_gathered)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The stream ended: the user's protocol is told why."""
-        attachment, self.attachment = self.attachment, None
+        """The stream ended: everybody's protocol is told why."""
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        self.flush()
         self.closed.callback(None)
-        if attachment is not None:
-            attachment.end(reason)
+        self._end_attachments(reason)
+
+    def join(self, attachment: Attachment) -> None:
+        """Somebody attaches: to a stream that is open, or one that is about to be."""
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        self.flush()
+        self.attachments.append(attachment)
+        if self.is_open:
+            attachment.begin()
 
     def detach(self, attachment: Attachment) -> None:
-        """The user leaves; nobody else is here, so the stream is closed."""
-        if self.attachment is attachment:
-            self.attachment = None
+        """Somebody leaves; when nobody is left, the stream is closed after a while."""
+        if attachment not in self.attachments:
+            return
+        self.attachments.remove(attachment)
+        self.remove_typing_producer(attachment)
+        self.keyboard.leave(attachment)
+        if self.attachments:
+            return
+        if not self.is_open:
+            self.give_up()
+            return
+        if not self._linger or self.is_input_held:
+            self.close()
+            return
+        self.transport.confirm()
+        until = self._clock.seconds() + self._linger
+        self._lingering = self._clock.callLater(_CONFIRMED, self._linger_on, until)
+
+    def _linger_on(self, until: float) -> None:
+        # Where the guest takes no input, what was typed would wait for the next one.
+        left = until - self._clock.seconds()
+        if self.unsent or left <= 0:
+            self.close()
+        else:
+            self._lingering = self._clock.callLater(left, self.close)
+
+    def close(self) -> None:
+        """Close the stream, which nobody is attached to."""
+        if self.is_open:
             self.transport.loseConnection()
 
-
-@implementer(ITransport, IConsumer, IPushProducer)
-class Attachment:
-    """A user's own transport to a Console.
-
-    ``write`` types into the guest; a producer that is registered is paused while the guest takes
-    no input. As a push producer it holds back output for a reader that is slow, up to
-    ``backlog`` bytes.
-    """
-
-    disconnecting = False
-
-    def __init__(self, console: Console, protocol: IProtocol, backlog: int) -> None:
-        self.console = console
-        self.bytes_in = 0
-        """Bytes typed."""
-        self.bytes_out = 0
-        """Bytes printed by the guest."""
-        self._protocol = protocol
-        self._backlog = Backlog(backlog)
-        self._paused = False
-
-    def begin(self) -> None:
-        """The stream is open."""
-        self._protocol.makeConnection(self)
-
-    def deliver(self, data: bytes) -> None:
-        """Hand the guest's output to the user, or keep it while the user is slow."""
-        self.bytes_out += len(data)
-        if self._paused or self._backlog:
-            self._backlog.append(data)
-        else:
-            self._protocol.dataReceived(data)
-
     def end(self, reason: Failure) -> None:
-        """The stream is gone; what the user has not seen yet is still handed over."""
-        if not self.disconnecting:
-            self.disconnecting = True
-            self._paused = False
-            self._drain()
-            self._protocol.connectionLost(reason)
+        """Close the stream; whoever is attached is told ``reason``."""
+        self.flush()
+        self._end_attachments(reason)
+        self.close()
+
+    def flush(self) -> None:
+        """Hand on what was gathered: from here on the scrollback has no more than was shown."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._deliver_gathered()
+
+    # --- towards the guest
+
+    def type(self, data: bytes) -> None:
+        """Type into the guest; while input is held, once it no longer is."""
+        if self._kept is None:
+            self.transport.write(data)
+        else:
+            self._kept += data
 
     @property
     def unsent(self) -> int:
         """Bytes typed that the guest's host has not confirmed."""
-        return cast(int, self.console.transport.unsent)
+        return cast(int, self.transport.unsent) + len(self._kept or b"")
 
-    # --- ITransport, IConsumer: towards the guest
+    @property
+    def is_input_held(self) -> bool:
+        """Between hold_input and release_input."""
+        return self._kept is not None
 
-    def write(self, data: bytes) -> None:
-        """Type into the guest."""
-        if not self.disconnecting:
-            self.bytes_in += len(data)
-            self.console.transport.write(data)
+    def hold_input(self) -> None:
+        """Whoever types now waits."""
+        self._kept = bytearray()
+        for producer in list(self._typing.values()):
+            producer.pauseProducing()
 
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Type into the guest."""
-        self.write(b"".join(data))
+    def release_input(self, first: bytes) -> None:
+        """``first`` is typed, and then what was held, whoever has the keyboard by now."""
+        data, self._kept = first + bytes(self._kept or b""), None
+        if self.is_open:
+            self.transport.write(data)
+        if self._takes_input:
+            self.resumeProducing()
 
-    def loseConnection(self) -> None:
-        """Leave the console; the protocol's connectionLost comes at once."""
-        if not self.disconnecting:
-            self.disconnecting = True
-            self.console.detach(self)
-            self._protocol.connectionLost(Failure(ConnectionDone()))
+    # --- IPushProducer: whoever types is held back by the guest
 
-    def getPeer(self) -> IAddress:
-        """The guest."""
-        return self.console.transport.getPeer()
+    def add_typing_producer(self, attachment: Attachment, producer: IPushProducer) -> None:
+        """``producer`` types through ``attachment``."""
+        if self.is_open:
+            self._typing[attachment] = producer
+            if not self._takes_input or self.is_input_held:
+                producer.pauseProducing()
+        else:
+            producer.stopProducing()
 
-    def getHost(self) -> IAddress:
-        """Our end of the stream."""
-        return self.console.transport.getHost()
-
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        """``producer`` types; it is paused while the guest does not take its input."""
-        self.console.transport.registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        """The producer has ended."""
-        self.console.transport.unregisterProducer()
-
-    # --- IPushProducer: towards the user
+    def remove_typing_producer(self, attachment: Attachment) -> None:
+        """It has ended."""
+        self._typing.pop(attachment, None)
 
     def pauseProducing(self) -> None:
-        """The user is slow: keep the output."""
-        self._paused = True
+        """The guest takes no more input just now."""
+        self._takes_input = False
+        for producer in list(self._typing.values()):
+            producer.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """The user takes output again."""
-        self._paused = False
-        self._drain()
+        """The guest takes input again."""
+        self._takes_input = True
+        for producer in [] if self.is_input_held else list(self._typing.values()):
+            producer.resumeProducing()
 
     def stopProducing(self) -> None:
-        """The user is gone."""
-        self.loseConnection()
+        """The stream is gone; what is typed now is dropped."""
+        producers = list(self._typing.values())
+        self._typing.clear()
+        for producer in producers:
+            producer.stopProducing()
 
-    def _drain(self) -> None:
-        while not self._paused:
-            data = self._backlog.take(_BURST)
-            if not data:
-                return
-            self._protocol.dataReceived(data)
+    def _deliver_gathered(self) -> None:
+        self._flush = None
+        if self._gathered:
+            self._quiet_from = self._clock.seconds() + _GATHER
+            data = b"".join(self._gathered)
+            self._gathered.clear()
+            self._deliver(data)
 
+    def _end_attachments(self, reason: Failure) -> None:
+        attachments, self.attachments = self.attachments, []
+        self.keyboard.close()
+        for attachment in attachments:
+            attachment.end(reason)
 
-class _Holder:
-    """Who has a console open, or is about to."""
-
-    def __init__(self, name: str, since: float, console: Console) -> None:
-        self.name = name
-        self.since = since
-        self.console = console
-
-
-class ConsolePool(Service):
-    """All consoles that are open through this proxy; each VM's at most once."""
-
-    def __init__(self, endpoints: IConsoleEndpoints, clock: IReactorTime, backlog: int) -> None:
-        self._endpoints = endpoints
-        self._clock = clock
-        self._backlog = backlog
-        self._holders: dict[str, _Holder] = {}
-
-    def __len__(self) -> int:
-        return len(self._holders)
-
-    async def attach(self, info: ConsoleInfo, holder: str, protocol: IProtocol) -> Attachment:
-        """Open the console for ``holder`` (a user's name and address, to tell others).
-
-        Output goes to ``protocol``, whose transport is the Attachment. Raises ConsoleBusy when
-        somebody else holds it, and the other ConsoleErrors; cancelling gives it up.
-        """
-        held = self._holders.get(info.vm_id)
-        if held is not None:
-            minutes = int((self._clock.seconds() - held.since) // 60)
-            raise ConsoleBusy(
-                f"The console of {printable(info.vm_name)} is in use by {held.name}, for "
-                f"{minutes} min now. Ask them to leave, then try again."
-            )
-        console = Console(info)
-        attachment = console.attachment = Attachment(console, protocol, self._backlog)
-        self._holders[info.vm_id] = _Holder(holder, self._clock.seconds(), console)
-        try:
-            endpoint = cast(IStreamClientEndpoint, self._endpoints.console_endpoint(info))
-            await connectProtocol(endpoint, console)
-        except BaseException:
-            del self._holders[info.vm_id]
-            raise
-        console.closed.addCallback(lambda _: self._holders.pop(info.vm_id))
-        return attachment
-
-    def stopService(self) -> None:
-        """End every console that is open; its user is told."""
-        super().stopService()
-        for holder in list(self._holders.values()):
-            attachment = holder.console.attachment
-            if attachment is not None and holder.console.connected:
-                holder.console.detach(attachment)
-                attachment.end(Failure(ConsoleGone("The proxy is being stopped.")))
+    def _deliver(self, data: bytes) -> None:
+        for attachment in list(self.attachments):
+            # Who has not begun yet will find it in the scrollback.
+            if attachment.has_begun:
+                attachment.deliver(data)

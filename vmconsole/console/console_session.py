@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,11 +17,17 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.console.console import Attachment, ConsolePool
-from vmconsole.console.escape import Command, EscapeScanner, escape_name
+from vmconsole.console import terminal
+from vmconsole.console.attachment import Attachment, Party
+from vmconsole.console.escape import Command, EscapeScanner, SysRq, escape_name
+from vmconsole.console.guard import shows_shell_prompt
+from vmconsole.console.pool import ConsolePool
+from vmconsole.console.quiet import when_quiet
+from vmconsole.console.who import describe_all
 from vmconsole.errors import ConsoleError
 from vmconsole.interfaces import ConsoleInfo, Role
 from vmconsole.text import printable
@@ -31,25 +38,25 @@ HELP_AFTER = 0.7
 CONNECTING_AFTER = 1.0
 # Seconds of silence on a fresh console, until the user is told what brings a prompt.
 QUIET_AFTER = 2.0
-# After the client's end of input: seconds of silence both ways until the session ends, and how
-# long a guest that prints without end is listened to when it takes no more input.
-SILENCE = 1.0
-LAST_INPUT = 5.0
-_LOOK_EVERY = 0.25
 
 _CTRL_C = b"\x03"
-# Attributes off, cursor visible: what a guest may have left behind on the user's terminal.
-_TERMINAL_RESET = b"\x1b[0m\x1b[?25h"
+_BELL = b"\x07"
 
 
 class Screen(Protocol):
-    """The guest's output, on its way to the user's channel."""
+    """The guest's output, and what happens on the console, on its way to the user's channel."""
 
-    def __init__(self, channel: IConsumer, opened: Callable[[Attachment], None]) -> None:
+    def __init__(
+        self,
+        channel: IConsumer,
+        opened: Callable[[Attachment], None],
+        begun: Callable[[Attachment], None],
+        tell: Callable[[str, str], None],
+    ) -> None:
         self._channel = channel
         self._opened = opened
-        self.silent = True
-        """Until the guest printed something."""
+        self._begun = begun
+        self._tell = tell
         self.ended: Deferred[BaseException] = Deferred()
 
     def connectionMade(self) -> None:
@@ -58,9 +65,16 @@ class Screen(Protocol):
         self._channel.registerProducer(attachment, True)
         self._opened(attachment)
 
+    def begun(self) -> None:
+        """See IScreen."""
+        self._begun(cast(Attachment, self.transport))
+
+    def tell(self, text: str, hint: str = "") -> None:
+        """See IScreen."""
+        self._tell(text, hint)
+
     def dataReceived(self, data: bytes) -> None:
         """The guest printed."""
-        self.silent = False
         self._channel.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -74,40 +88,55 @@ class ConsoleSession(Protocol):
     """One user on one console; the protocol on the user's channel.
 
     Keys that are typed before the console is open wait for it, and the channel's window bounds
-    how many can. Those of a viewer, who may only watch, go nowhere.
+    how many can. Those of somebody without the keyboard go nowhere.
     """
 
     transport: ITransport
+    _logger = Logger()
 
     def __init__(
-        self, info: ConsoleInfo, pool: ConsolePool, clock: IReactorTime, escape: int | None
+        self,
+        info: ConsoleInfo,
+        party: Party,
+        pool: ConsolePool,
+        clock: IReactorTime,
+        escape: int | None,
+        size: Callable[[], tuple[int, int]] = lambda: (24, 80),
     ) -> None:
+        """``size`` gives the rows and columns of the user's terminal, now."""
         self._info = info
         self._name = printable(info.vm_name)
+        self._party = party
         self._pool = pool
         self._clock = clock
         self._escape = escape
-        self._role = info.role
-        self._told_viewer = False
+        self._size = size
         self._scanner = EscapeScanner(escape)
         self._early = bytearray()
         self._connecting: Deferred[Attachment] | None = None
         self._told_connecting = False
+        self._told_watching = False
         self._attachment: Attachment | None = None
         self._hint: IDelayedCall | None = None
         self._input_ended = False
         self._left = ""
+        self._open_shell = False
+        self.back_to_menu = False
+        """Whether the user left for the menu."""
+        self.rest = b""
+        """What was typed behind that: for the menu."""
 
-    async def open(self, holder: str) -> Attachment:
-        """Open the console and join it to the channel.
+    async def open(self, force: bool = False) -> Attachment:
+        """Attach to the console, and join it to the channel.
 
         Raises ConsoleError, also when the user gave up meanwhile, or the channel closed.
         """
         if self._left:
             raise ConsoleError(self._left)
-        self._screen = Screen(cast(IConsumer, self.transport), self._opened)
+        channel = cast(IConsumer, self.transport)
+        self._screen = Screen(channel, self._opened, self._begun, self._tell)
         self._connecting = Deferred.fromCoroutine(
-            self._pool.attach(self._info, holder, self._screen)
+            self._pool.attach(self._info, self._party, self._screen, force)
         )
         slow = self._clock.callLater(CONNECTING_AFTER, self._tell_connecting)
         try:
@@ -120,15 +149,24 @@ class ConsoleSession(Protocol):
             self._connecting = None
             if slow.active():
                 slow.cancel()
+            if self._attachment is None:
+                self._stop_hint()
 
     async def ended(self) -> str:
         """Wait until it is over, say why on the user's screen, and return the reason."""
-        error = await self._screen.ended
-        self._attachment = None
-        self._stop_hint()
+        try:
+            error = await self._screen.ended
+        finally:
+            self._attachment = None
+            self._stop_hint()
         reason = self._left if isinstance(error, ConnectionDone) else str(error)
-        self.transport.write(_TERMINAL_RESET)
+        self.transport.write(terminal.RESET)
         self._say(reason)
+        if self._open_shell:
+            self._say(
+                f"A shell seems to be open on {self._name}: whoever comes next can use it. To log "
+                "out first, connect again."
+            )
         return reason
 
     def revoke(self, reason: str) -> None:
@@ -137,12 +175,13 @@ class ConsoleSession(Protocol):
 
     def change_role(self, role: Role) -> None:
         """From now on the user may type, or may only watch."""
-        self._role = role
-        self._told_viewer = True
         if role == "viewer":
             self._say(f"From now on you may only watch {self._name}.")
         else:
             self._say(f"From now on you may type on {self._name}.")
+        self._told_watching = role == "viewer"
+        if self._attachment is not None:
+            self._attachment.change_role(role)
 
     # --- Protocol: from the user
 
@@ -152,15 +191,16 @@ class ConsoleSession(Protocol):
         if self._told_connecting and self._attachment is None and _CTRL_C in data:
             self._leave(f"You gave up {self._name}.")
             return
-        for item in self._scanner.feed(data):
+        items = self._scanner.feed(data)
+        for number, item in enumerate(items, 1):
             if isinstance(item, bytes):
                 self._type(item)
-            elif item is Command.LEAVE:
-                did = "gave up" if self._attachment is None else "left"
-                self._leave(f"You {did} {self._name}.")
-                return
             else:
-                self._tell_help()
+                if item is Command.MENU:
+                    self.rest = b"".join(rest for rest in items[number:] if isinstance(rest, bytes))
+                self._obey(item)
+            if self._left:
+                return
         if self._scanner.pending:
             self._hint = self._clock.callLater(HELP_AFTER, self._tell_help)
 
@@ -168,7 +208,7 @@ class ConsoleSession(Protocol):
         """The client's input ended: leave, once the guest took it and had time to answer."""
         self._input_ended = True
         if self._attachment is not None:
-            self._leave_when_quiet()
+            self._leave_when_quiet(self._attachment)
 
     def writeConnectionLost(self) -> None:
         """Never comes for an ssh channel."""
@@ -178,7 +218,80 @@ class ConsoleSession(Protocol):
         self._stop_hint()
         self._leave("The ssh connection ended.")
 
-    # ---
+    # --- the keys after the escape character
+
+    def _obey(self, command: Command | SysRq) -> None:
+        match command:
+            case Command.LEAVE | Command.MENU:
+                self.back_to_menu = command is Command.MENU
+                did = "gave up" if self._attachment is None else "left"
+                self._open_shell = self._leaves_shell_open()
+                self._leave(f"You {did} {self._name}.")
+            case Command.WHO | Command.REPLAY if self._attachment and self._attachment.is_behind:
+                # Much to show for a key: once the user has taken what there is.
+                self.transport.write(_BELL)
+            case Command.WHO if self._attachment is not None:
+                self._say(*describe_all(self._attachment.console, self._clock.seconds()))
+            case Command.TAKE if self._attachment is not None:
+                self._attachment.console.keyboard.ask(self._attachment)
+            case Command.KEEP if self._attachment is not None:
+                self._attachment.console.keyboard.keep(self._attachment)
+            case Command.REPLAY if self._attachment is not None:
+                self._replay(self._attachment)
+            case Command.SIZE if self._attachment is not None:
+                rows, columns = self._size()
+                self._type(b"stty rows %d cols %d\r" % (rows, columns))
+            case Command.BREAK if self._attachment is not None:
+                self.send_break()
+            case SysRq(key) if self._attachment is not None:
+                info = self._attachment.console.info
+                self._control(f"SysRq {key}", partial(self._pool.send_sysrq, info, key))
+            case _:
+                self._tell_help()
+
+    def send_break(self) -> None:
+        """The user wants BREAK on the line (RFC 4335, too)."""
+        if self._attachment is not None:
+            info = self._attachment.console.info
+            self._control("BREAK", partial(self._pool.send_break, info))
+
+    def _control(self, what: str, send: Callable[[], Awaitable[bytes | None]]) -> None:
+        attachment = cast(Attachment, self._attachment)
+        if not attachment.has_keyboard:
+            attachment.console.keyboard.refuse(attachment)
+        elif attachment.console.is_input_held:
+            self.transport.write(_BELL)
+        else:
+            attachment.typed_at = self._clock.seconds()
+            done = Deferred.fromCoroutine(self._send_control(attachment, what, send))
+            done.addErrback(
+                lambda failure: self._logger.failure("{what} failed", failure, what=what)
+            )
+
+    async def _send_control(
+        self, attachment: Attachment, what: str, send: Callable[[], Awaitable[bytes | None]]
+    ) -> None:
+        # Between BREAK and the key that completes a SysRq nobody may type anything else.
+        typed = None
+        attachment.console.hold_input()
+        try:
+            typed = await send()
+            told = f"{what} was sent."
+        except ConsoleError as error:
+            told = str(error)
+        finally:
+            attachment.console.release_input(typed or b"")
+        if self._attachment is attachment:
+            self._say(told)
+
+    def _leaves_shell_open(self) -> bool:
+        attachment = self._attachment
+        return (
+            attachment is not None
+            and attachment.has_keyboard
+            and self._pool.settings.guard
+            and shows_shell_prompt(attachment.console.scrollback.tail())
+        )
 
     def _leave(self, reason: str) -> None:
         self._left = self._left or reason
@@ -189,64 +302,63 @@ class ConsoleSession(Protocol):
 
     def _opened(self, attachment: Attachment) -> None:
         self._attachment = attachment
-        watching = ", watching only" if self._role == "viewer" else ""
-        place = f"{self._name} on {printable(self._info.host)}{watching}"
-        self._say(f"{place}. {self._how_to_leave()}")
-        if self._role == "operator":
-            self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet)
-        early, self._early = bytes(self._early), bytearray()
-        if early:
-            attachment.write(early)
-            cast(IPushProducer, self.transport).resumeProducing()
+        self._say(f"{self._name} on {printable(self._info.host)}. {self._how_to_leave()}")
+
+    def _begun(self, attachment: Attachment) -> None:
+        replayed = self._replay(attachment)
+        if attachment.has_keyboard and not replayed and not self._scanner.pending:
+            self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet, attachment)
+        self._type_early(attachment)
         attachment.registerProducer(cast(IPushProducer, self.transport), True)
         if self._input_ended:
-            self._leave_when_quiet()
+            self._leave_when_quiet(attachment)
+
+    def _replay(self, attachment: Attachment) -> bool:
+        return attachment.replay(_lines(f"What {self._name} printed last:"))
+
+    def _type_early(self, attachment: Attachment) -> None:
+        early, self._early = bytes(self._early), bytearray()
+        if early:
+            if not attachment.has_keyboard:
+                # Why was told a moment ago.
+                self._told_watching = True
+                self._say("What you typed until now went nowhere.")
+            self._type(early)
+            cast(IPushProducer, self.transport).resumeProducing()
 
     def _type(self, data: bytes) -> None:
-        if self._role == "viewer":
-            if not self._told_viewer:
-                self._told_viewer = True
-                self._say(f"You may only watch {self._name}; what you type goes nowhere.")
-        elif self._attachment is not None:
-            self._attachment.write(data)
-        else:
+        if self._attachment is None:
             self._early += data
             cast(IPushProducer, self.transport).pauseProducing()
+        elif self._attachment.has_keyboard:
+            self._told_watching = False
+            self._attachment.write(data)
+        else:
+            self.transport.write(_BELL)
+            if not self._told_watching:
+                self._told_watching = True
+                self._attachment.console.keyboard.refuse(self._attachment)
 
-    def _leave_when_quiet(self) -> None:
-        seen = (-1, -1)
-        taken_at = moved_at = self._clock.seconds()
-
-        def look() -> None:
-            nonlocal seen, taken_at, moved_at
-            attachment, now = self._attachment, self._clock.seconds()
-            if attachment is None:
-                return
-            unsent, printed = attachment.unsent, attachment.bytes_out
-            if unsent != seen[0]:
-                taken_at = now
-            if (unsent, printed) != seen:
-                moved_at = now
-            seen = (unsent, printed)
-            if now - moved_at >= SILENCE or now - taken_at >= LAST_INPUT:
-                self._leave(f"The input ended; you left {self._name}.")
-            else:
-                self._clock.callLater(_LOOK_EVERY, look)
-
-        look()
+    def _leave_when_quiet(self, attachment: Attachment) -> None:
+        why = f"The input ended; you left {self._name}."
+        when_quiet(attachment, self._clock, lambda: self._leave(why))
 
     def _tell_connecting(self) -> None:
         self._told_connecting = True
         self._say(f"Connecting to {self._name} on {printable(self._info.host)}... Ctrl-C gives up.")
 
-    def _tell_quiet(self) -> None:
-        if self._screen.silent:
+    def _tell_quiet(self, attachment: Attachment) -> None:
+        if not attachment.bytes_out:
             self._say(f"{self._name} is quiet; Enter brings its prompt.")
 
     def _tell_help(self) -> None:
         if self._escape is not None:
             key = escape_name(self._escape)
-            self._say(f"{key} . leaves, {key} {key} sends {key}, {key} ? shows this.")
+            self._say(
+                f"{key} and then: . leave, m menu, w who is here, t take, ask for or give the "
+                "keyboard, n keep it, r replay, b BREAK, s and a key SysRq, z stty size, "
+                f"{key} sends {key}, ? this help"
+            )
 
     def _how_to_leave(self) -> str:
         if self._escape is None:
@@ -254,10 +366,21 @@ class ConsoleSession(Protocol):
         key = escape_name(self._escape)
         return f"To leave: {key} . (help: {key} ?)"
 
-    def _say(self, text: str) -> None:
-        self.transport.write(f"\r\n[vmconsole: {text}]\r\n".encode())
+    def _tell(self, text: str, hint: str) -> None:
+        if hint and self._escape is not None:
+            text = f"{text} {hint.format(key=escape_name(self._escape))}"
+        # Others bring this about: it is bounded as output is.
+        if self._attachment is not None:
+            self._attachment.show(_lines(text))
+
+    def _say(self, *texts: str) -> None:
+        self.transport.write(_lines(*texts))
 
     def _stop_hint(self) -> None:
         if self._hint is not None and self._hint.active():
             self._hint.cancel()
         self._hint = None
+
+
+def _lines(*texts: str) -> bytes:
+    return ("\r\n" + "".join(f"[vmconsole: {text}]\r\n" for text in texts)).encode()

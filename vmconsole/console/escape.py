@@ -3,45 +3,70 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 
 class Command(Enum):
     """What a key after the escape character asks for."""
 
     LEAVE = "leave"
+    MENU = "menu"
+    BREAK = "break"
+    SYSRQ = "sysrq"
+    WHO = "who"
+    TAKE = "take"
+    KEEP = "keep"
+    REPLAY = "replay"
+    SIZE = "size"
     HELP = "help"
 
 
-_COMMANDS = {ord("."): Command.LEAVE, ord("?"): Command.HELP}
+class SysRq(NamedTuple):
+    """SysRq, with the key that follows it."""
+
+    key: str
+
+
+_COMMANDS = {
+    ord("."): Command.LEAVE,
+    ord("q"): Command.LEAVE,
+    ord("m"): Command.MENU,
+    ord("b"): Command.BREAK,
+    ord("w"): Command.WHO,
+    ord("t"): Command.TAKE,
+    ord("n"): Command.KEEP,
+    ord("r"): Command.REPLAY,
+    ord("z"): Command.SIZE,
+    ord("?"): Command.HELP,
+}
+_SYSRQ = ord("s")
 
 
 class EscapeScanner:
     """Splits what a user types into bytes for the guest and Commands.
 
     ``escape`` is the prefix's byte value; None: there is none, and all is data. Typed twice it is
-    data, once. Another key that means nothing after it asks for help, and goes nowhere: what was
-    typed after a prefix was not meant for the guest.
+    data, once. ``s`` takes one more key, a letter or a digit. A key that means nothing after the
+    prefix asks for help, and goes nowhere: what was typed after it was not meant for the guest.
     """
 
     def __init__(self, escape: int | None) -> None:
         self._escape = escape
         self.pending = False
-        """True while the last byte was the escape character, and its key is still to come."""
+        """True while a prefix is typed, and its key is still to come."""
+        self._sysrq = False
 
-    def feed(self, data: bytes) -> list[bytes | Command]:
+    def feed(self, data: bytes) -> list[bytes | Command | SysRq]:
         """What ``data`` means, in order; however the input is split, the result is the same."""
         if self._escape is None:
             return [data] if data else []
-        found: list[bytes | Command] = []
+        found: list[bytes | Command | SysRq] = []
         start = 0
         while start < len(data):
             if self.pending:
-                self.pending = False
-                key = data[start]
-                if key == self._escape:
-                    found.append(data[start : start + 1])
-                else:
-                    found.append(_COMMANDS.get(key, Command.HELP))
+                meant = self._key(data[start])
+                if meant is not None:
+                    found.append(meant)
                 start += 1
                 continue
             at = data.find(self._escape, start)
@@ -51,6 +76,20 @@ class EscapeScanner:
             self.pending = at >= 0
             start = end + 1
         return found
+
+    def _key(self, key: int) -> bytes | Command | SysRq | None:
+        if not self._sysrq and key == _SYSRQ:
+            self._sysrq = True
+            return None
+        self.pending = False
+        if self._sysrq:
+            self._sysrq = False
+            letter = chr(key).lower()
+            known = letter.isascii() and letter.isalnum()
+            return SysRq(letter) if known else Command.HELP
+        if key == self._escape:
+            return bytes([key])
+        return _COMMANDS.get(key, Command.HELP)
 
 
 def escape_name(escape: int) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import msgspec
 from twisted.internet.defer import CancelledError
@@ -16,13 +13,18 @@ from twisted.logger import Logger
 
 from vmconsole import __version__
 from vmconsole.audit import Audit, Login
+from vmconsole.console.attachment import Attachment, Party
 from vmconsole.console.choice import NoSuchConsole, by_id, by_name, by_text
-from vmconsole.console.console import ConsolePool
 from vmconsole.console.console_session import ConsoleSession
 from vmconsole.console.escape import escape_name
 from vmconsole.console.menu import Menu, MenuProtocol
+from vmconsole.console.pool import ConsolePool
+from vmconsole.console.tail import Tail, TailInput
+from vmconsole.console.terminal import RESET, Sanitizer
+from vmconsole.console.who import describe_all
 from vmconsole.errors import ConsoleError, VMConsoleError
 from vmconsole.interfaces import ConsoleInfo, IPermissions, IWatch
+from vmconsole.ssh.request import CommandSyntaxError, Request, parse
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.text import ago, printable
 
@@ -30,90 +32,23 @@ _HELP = """\
 vmconsole {version}: the serial consoles of your VMs.
 
   ssh -t ... USER@PROXY               the menu; with a single VM, its console
-  ssh -t ... USER@PROXY VM            the console of VM: its id, its name, or a beginning of either
-  ... connect [--vm-id ID | --vm-name NAME]
-                                      the same, by exactly this id or name
+  ssh -t ... USER@PROXY VM            the console of VM: its id, its name, a beginning of either,
+                                      or a pattern that matches one
+  ... connect [--vm-id ID | --vm-name NAME] [--force]
+                                      the same, by exactly this id or name; --force takes it from
+                                      another program on its host
+  ... watch VM                        the same, only to watch
+  ... log VM [--bytes N] [--follow]   what VM printed last, while somebody had it open; needs no
+                                      terminal; --follow goes on
+  ... who [VM]                        who is on the consoles of your VMs
   ... list [--format plain|json]      your VMs; needs no terminal
   ... info                            who you are to this proxy
   ... help                            this text
 """
 
 
-# Bytes; shlex takes time that grows with the square of a word's length.
-_LONGEST_LINE = 4096
-
-
-class CommandSyntaxError(VMConsoleError):
-    """The command line makes no sense; the text says what would."""
-
-
 class NeedsTerminal(VMConsoleError):
     """A console was asked for without a pty."""
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A parsed command line."""
-
-    verb: str = "connect"
-    vm: str | None = None
-    vm_id: str | None = None
-    vm_name: str | None = None
-    format: str = "plain"
-
-
-class _Parser(argparse.ArgumentParser):
-    # argparse would print to our own stderr and end the process.
-    def error(self, message: str) -> NoReturn:
-        raise CommandSyntaxError(f"{printable(message)}. `help` tells what can be said.")
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="", add_help=False, allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb")
-    verbs.add_parser("help", add_help=False)
-    verbs.add_parser("info", add_help=False)
-    listing = verbs.add_parser("list", add_help=False, allow_abbrev=False)
-    listing.add_argument("--format", choices=("plain", "json"), default="plain")
-    connect = verbs.add_parser("connect", add_help=False, allow_abbrev=False)
-    one = connect.add_mutually_exclusive_group()
-    one.add_argument("--vm-id", type=_not_empty)
-    one.add_argument("--vm-name", type=_not_empty)
-    return parser
-
-
-def _not_empty(text: str) -> str:
-    # A script's unset variable must not open the only VM that there is.
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty")
-    return text
-
-
-_VERBS = ("help", "info", "list", "connect")
-
-
-def parse(line: bytes) -> Request:
-    """What the user's command line asks for. Raises CommandSyntaxError."""
-    if len(line) > _LONGEST_LINE:
-        raise CommandSyntaxError(f"The command line has more than {_LONGEST_LINE} bytes.")
-    try:
-        words = shlex.split(line.decode("utf-8", "replace"))
-    except ValueError as error:
-        raise CommandSyntaxError(f"{error}: check the quotes.") from error
-    # ovirt-vmconsole takes --debug before its command; errors here need none.
-    if words[:1] == ["--debug"]:
-        words = words[1:]
-    if not words:
-        return Request()
-    if words[0] == "help" or "--help" in words or "-h" in words:
-        return Request(verb="help")
-    if words[0] in _VERBS:
-        return Request(**vars(_make_parser().parse_args(words)))
-    if len(words) > 1 or not words[0] or words[0].startswith("-"):
-        raise CommandSyntaxError(
-            f"{printable(words[0]) or 'An empty word'} is no command. `help` tells what can be "
-            "said."
-        )
-    return Request(vm=words[0])
 
 
 @dataclass
@@ -130,7 +65,7 @@ class _Session:
 class Commands:
     """Carries out what users ask for, on their channels."""
 
-    _log = Logger()
+    _logger = Logger()
 
     def __init__(
         self,
@@ -166,7 +101,7 @@ class Commands:
             channel.write_error(f"ERROR: {error}")
             return 1
         except Exception:
-            self._log.failure("session {session}: the command failed", session=login.session)
+            self._logger.failure("session {session}: the command failed", session=login.session)
             channel.write_error(
                 "ERROR: Something went wrong in the proxy; this is its own fault. Its log tells "
                 f"more: look for {login.session}."
@@ -177,7 +112,10 @@ class Commands:
         text = _HELP.format(version=__version__)
         if self._escape is not None:
             key = escape_name(self._escape)
-            text += f"\nOn a console, {key} is a prefix: {key} . leaves, {key} ? helps.\n"
+            text += (
+                f"\nOn a console, {key} is a prefix: {key} . leaves, {key} t takes the keyboard or "
+                f"asks for it, {key} ? helps.\n"
+            )
         _print(user.channel, text)
         return 0
 
@@ -211,19 +149,65 @@ class Commands:
         return 0
 
     async def _connect(self, user: _Session, request: Request) -> int:
-        if user.channel.terminal is None:
-            raise NeedsTerminal(
-                "A console needs a terminal. Run ssh with -t: ssh -t ... (-tt, when the input of "
-                "ssh is no terminal)."
-            )
+        _need_terminal(user)
         consoles = await self._consoles(user)
-        if request.vm is request.vm_id is request.vm_name is None:
-            return await self._choose(user, consoles)
+        if not request.names_vm:
+            return await self._choose(user, consoles, request)
+        console = await self._find(user, consoles, request)
+        return await self._open(user, console, request)
+
+    async def _watch(self, user: _Session, request: Request) -> int:
+        return await self._connect(user, request)
+
+    async def _log(self, user: _Session, request: Request) -> int:
+        info = await self._find(user, await self._consoles(user), request)
+        console = self._pool.find(info.vm_id)
+        if request.follow:
+            return await self._follow(user, info, request)
+        if console is None:
+            raise ConsoleError(
+                f"Nothing is kept of {printable(info.vm_name)}: nobody has its console open."
+            )
+        kept = console.scrollback.tail(request.bytes)
+        # A terminal would answer what the guest asked, and that into the user's own shell.
+        on_terminal = user.channel.terminal is not None
+        user.channel.write(Sanitizer().feed(kept) + RESET if on_terminal else kept)
+        return 0
+
+    async def _follow(self, user: _Session, info: ConsoleInfo, request: Request) -> int:
+        tail = Tail(user.channel, request.bytes, user.channel.terminal is not None)
+        user.channel.join(TailInput(tail))
+        party = self._party(user, info, watch=True)
         try:
-            console = _find(consoles, request)
+            attachment = await tail.open(self._pool.attach(info, party, tail))
+        except ConsoleError as error:
+            self._audit.attach_failed(user.login, int(user.channel.id), info, str(error))
+            raise
+        if attachment is not None:
+            stop_looking = user.watch.console(info, tail.end, lambda _: None)
+            reason = await self._attached(user, info, attachment, tail.ended, stop_looking)
+            if not tail.left:
+                raise ConsoleError(reason)
+        return 0
+
+    async def _who(self, user: _Session, request: Request) -> int:
+        consoles = await self._consoles(user)
+        if request.names_vm:
+            consoles = [await self._find(user, consoles, request)]
+        now = self._clock.seconds()
+        for info in consoles:
+            console = self._pool.find(info.vm_id)
+            for line in describe_all(console, now) if console is not None else ():
+                _print(user.channel, f"{printable(info.vm_name)}\t{line}\n")
+        return 0
+
+    async def _find(
+        self, user: _Session, consoles: Sequence[ConsoleInfo], request: Request
+    ) -> ConsoleInfo:
+        try:
+            return _find(consoles, request)
         except NoSuchConsole:
-            console = await self._find_anew(user, request)
-        return await self._open(user, console)
+            return await self._find_anew(user, request)
 
     async def _find_anew(self, user: _Session, request: Request) -> ConsoleInfo:
         # It may have been made, or granted, since the engine was asked last.
@@ -239,23 +223,32 @@ class Commands:
             f"{named} is not there: not running, unknown, or not yours. `list` shows yours."
         )
 
-    async def _choose(self, user: _Session, consoles: Sequence[ConsoleInfo]) -> int:
+    async def _choose(
+        self, user: _Session, consoles: Sequence[ConsoleInfo], request: Request
+    ) -> int:
+        if len(consoles) == 1:
+            return await self._open(user, consoles[0], request)
+        picked = await self._pick(user, consoles)
+        return 0 if picked is None else await self._open(user, picked[0], request, picked[1])
+
+    async def _pick(
+        self, user: _Session, consoles: Sequence[ConsoleInfo], typed: bytes = b""
+    ) -> tuple[ConsoleInfo, bytes] | None:
+        """Show the menu: what was chosen, and what was typed behind that."""
         if not consoles:
             running = "running" if self._permissions.placed_only else "there"
             raise NoSuchConsole(
                 f"There is no console for {printable(user.login.user.name)}: no VM is {running} "
                 "that you have access to. Ask who runs this proxy for a grant."
             )
-        if len(consoles) == 1:
-            return await self._open(user, consoles[0])
         rows, columns = user.channel.size
         menu = MenuProtocol(Menu(consoles), rows=rows, columns=columns, clock=self._clock)
-        user.channel.join(menu)
+        user.channel.join(menu, typed)
         chosen = await menu.chosen
         user.channel.part()
         if chosen is None:
-            return 0
-        return await self._open(user, await self._look_again(user, chosen), menu.rest)
+            return None
+        return await self._look_again(user, chosen), menu.rest
 
     async def _look_again(self, user: _Session, chosen: ConsoleInfo) -> ConsoleInfo:
         # The menu may have stood there for hours.
@@ -269,23 +262,53 @@ class Commands:
                 else f"You no longer have access to {name}, or it is gone."
             ) from None
 
-    async def _open(self, user: _Session, console: ConsoleInfo, typed: bytes = b"") -> int:
-        login = user.login
-        session = ConsoleSession(console, self._pool, self._clock, self._escape)
+    async def _open(
+        self, user: _Session, console: ConsoleInfo, request: Request, typed: bytes = b""
+    ) -> int:
+        while (rest := await self._use(user, console, request, typed)) is not None:
+            user.channel.part()
+            picked = await self._pick(user, await self._consoles(user), rest)
+            if picked is None:
+                break
+            console, typed = picked
+            # That was meant for the first one.
+            request = msgspec.structs.replace(request, force=False)
+        return 0
+
+    async def _use(
+        self, user: _Session, console: ConsoleInfo, request: Request, typed: bytes
+    ) -> bytes | None:
+        """Until the user leaves; for the menu: what was typed for that already."""
+        party = self._party(user, console, request.verb == "watch")
+        session = ConsoleSession(
+            console, party, self._pool, self._clock, self._escape, lambda: user.channel.size
+        )
         user.channel.join(session, typed)
-        number = int(user.channel.id)
-        holder = f"{printable(login.user.name)} from {login.address}"
         try:
-            attachment = await session.open(holder)
+            attachment = await session.open(request.force)
         except ConsoleError as error:
-            self._audit.attach_failed(login, number, console, str(error))
+            self._audit.attach_failed(user.login, int(user.channel.id), console, str(error))
+            if session.back_to_menu:
+                return session.rest
             raise
-        started = self._clock.seconds()
-        self._audit.attached(login, number, console)
         stop_looking = user.watch.console(console, session.revoke, session.change_role)
+        await self._attached(user, console, attachment, session.ended(), stop_looking)
+        return session.rest if session.back_to_menu else None
+
+    async def _attached(
+        self,
+        user: _Session,
+        console: ConsoleInfo,
+        attachment: Attachment,
+        ended: Awaitable[str],
+        stop_looking: Callable[[], None],
+    ) -> str:
+        """Until it has ended, however that comes: the reason, which the audit has, too."""
+        login, number, started = user.login, int(user.channel.id), self._clock.seconds()
+        self._audit.attached(login, number, console)
         reason = "The session was cancelled."
         try:
-            reason = await session.ended()
+            reason = await ended
         finally:
             stop_looking()
             attachment.loseConnection()
@@ -298,7 +321,11 @@ class Commands:
                 seconds=self._clock.seconds() - started,
                 reason=reason,
             )
-        return 0
+        return reason
+
+    def _party(self, user: _Session, console: ConsoleInfo, watch: bool) -> Party:
+        name = printable(user.login.user.name)
+        return Party(name, user.login.address, console.role, watch)
 
     async def _consoles(self, user: _Session) -> Sequence[ConsoleInfo]:
         found = await self._permissions.consoles(user.login.user.id)
@@ -313,12 +340,20 @@ class Commands:
         user.watch.unconfirmed = None
         age = ago(self._clock.seconds() - answered)
         user.channel.write_error(f"[engine unreachable: using its answer from {age}]")
-        self._log.warn(
+        self._logger.warn(
             "session {session}: the engine does not answer; {user} is served by its answer from "
             "{age}",
             session=user.login.session,
             user=printable(user.login.user.name),
             age=age,
+        )
+
+
+def _need_terminal(user: _Session) -> None:
+    if user.channel.terminal is None:
+        raise NeedsTerminal(
+            "A console needs a terminal. Run ssh with -t: ssh -t ... (-tt, when the input of ssh "
+            "is no terminal)."
         )
 
 

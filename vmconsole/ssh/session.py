@@ -98,11 +98,22 @@ class SessionChannel(channel.SSHChannel):
         columns, rows = struct.unpack(">2L", data[:8])
         # Zero: the client does not know.
         self.size = (rows or 24, columns or 80)
+        resized = getattr(self._protocol, "resized", None)
+        if resized is not None:
+            resized(*self.size)
 
     def request_env(self, data: bytes) -> bool:
         """Section 6.4: language and terminal are harmless, and of no use here."""
         name = getNS(data)[0]
         return name in (b"LANG", b"TERM") or name.startswith(b"LC_")
+
+    def request_break(self, data: bytes) -> bool:
+        """RFC 4335; how long is the guest's device's to say."""
+        send = getattr(self._protocol, "send_break", None)
+        if send is None or len(data) != 4:
+            return False
+        send()
+        return True
 
     def request_shell(self, data: bytes) -> bool:
         """Section 6.5, without a command."""
