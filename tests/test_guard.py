@@ -36,7 +36,7 @@ class GuardTests(SynchronousTestCase):
             b"vm1 login: ",
             b"Password: ",
             b"user name: ",
-            b"Enter passphrase for key '/root/.ssh/id': ",
+            b"Enter passphrase for key '.ssh/id': ",
             b"[  OK  ] Started thing.",
             b"Continue? [y/N] ",
             b"50%|####    | 3/6",

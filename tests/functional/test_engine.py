@@ -8,6 +8,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.functional.process import Child
 from tests.functional.remote import RemoteTestCase, make_key, public_line
+from tests.functional.site import log_in
 
 _NO_ANSWER = (
     rb"\[vmconsole: the engine, which knows your key, does not answer\. It is not your key's "
@@ -49,11 +50,7 @@ class PermissionTests(RemoteTestCase):
         await ssh.expect(rb"1\. light1 \[.*2\. light2 \[.*3\. linux1 \[.*> ")
         ssh.type(b"linux1\r")
         await ssh.expect(rb"\[vmconsole: linux1 on node1\. To leave")
-        ssh.type(b"\r")
-        match = await ssh.expect(rb"linux1 login: $|linux1:\S+ ")
-        if b"login" in match[0]:
-            ssh.type(b"root\r")
-            await ssh.expect(rb"linux1:\S+ ")
+        await log_in(ssh, "linux1")
         ssh.type(b"echo six times seven is $((6 * 7))\r")
         await ssh.expect(rb"\nsix times seven is 42\r")
         ssh.type(b"\x1d.")

@@ -22,15 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from vmconsole.errors import (
-    ConsoleBusy,
-    ConsoleGone,
-    ConsoleTaken,
-    HostLost,
-    HostUnreachable,
-    InputLost,
-)
-from vmconsole.hypervisor.libvirt_domains import console_ending
+from vmconsole.errors import ConsoleBusy, ConsoleGone, HostLost, HostUnreachable
+from vmconsole.hypervisor.libvirt_ending import EXPLAINING, Ending
 from vmconsole.hypervisor.libvirt_errors import (
     ConsoleLocked,
     connection_lost,
@@ -40,7 +33,6 @@ from vmconsole.hypervisor.libvirt_errors import (
 from vmconsole.hypervisor.libvirt_line import Line
 from vmconsole.hypervisor.pacing import Credit
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
-from vmconsole.text import printable
 
 if TYPE_CHECKING:
     from vmconsole.hypervisor.libvirt_host import Host
@@ -55,11 +47,6 @@ _LEAVING = 5.0
 _PATIENCE = 0.5
 _LONG_PATIENCE = 2.0
 _RETRY = 0.2
-# Seconds for finding out why a console ended, and when to look whether its domain changed.
-_EXPLAINING = 2.0
-_LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6)
-# Seconds without an answer that make a guest a stuck one.
-_STUCK = 5.0
 
 # Bytes.
 _BURST = 262144
@@ -147,8 +134,7 @@ class ConsoleStream:
         self._producer: IPushProducer | None = None
         self._paused = False
         self._open = True
-        self._host_name = printable(host.name)
-        self._vm_name = printable(console.vm_name)
+        self._ending = Ending(host, console)
 
     def start(self, factory: IProtocolFactory) -> IProtocol:
         """Join it to a protocol. Raises what the factory does, and ConsoleError."""
@@ -266,44 +252,16 @@ class ConsoleStream:
             if data is None:
                 break
             if not data:
-                ended = self._why_eof
+                ended = self._ending.at_its_end
                 break
             burst += data
         if burst and self._protocol is not None:
             self._protocol.dataReceived(bytes(burst))
         return ended
 
-    async def _why_eof(self) -> ConsoleGone:
-        return await self._look(
-            _LOOKS,
-            f"The console of {self._vm_name} was closed by {self._host_name}; another program may "
-            "have taken it by force.",
-        )
-
     def _why_broken(self, error: Exception) -> Why:
         # The error itself is not kept: its frames hold the stream, and so its connection.
-        return self._why_lost if is_connection_lost(error) else self._why_failed
-
-    async def _why_failed(self) -> ConsoleGone:
-        return await self._look(
-            _LOOKS[:3],
-            f"Another program on {self._host_name} took the console of {self._vm_name} by force.",
-        )
-
-    async def _look(self, pauses: Iterable[float], running: str) -> ConsoleGone:
-        """What became of the domain; ConsoleTaken, with the text ``running``, if nothing did.
-
-        Raises HostUnreachable.
-        """
-        for pause in pauses:
-            # A console ends a little before its domain does.
-            await deferLater(self._host.reactor, pause, lambda: None)
-            ending = await self._host.ask(
-                partial(console_ending, console=self.console), _EXPLAINING
-            )
-            if ending is not None:
-                return ending
-        return ConsoleTaken(running)
+        return self._why_lost if is_connection_lost(error) else self._ending.by_error
 
     # Input
 
@@ -353,15 +311,10 @@ class ConsoleStream:
 
     async def _why_lost(self) -> ConsoleGone:
         """Raises HostUnreachable."""
-        waited = self._host.reactor.seconds() - self._asked_at
-        if self._credit.is_asking and waited >= _STUCK:
-            # If the host answers on another connection, it was the guest.
-            await self._host.ask(lambda raw: raw.getLibVersion(), _EXPLAINING)
-            return InputLost(
-                f"{self._vm_name} took no input for {waited:.0f} s, and {self._host_name}'s "
-                f"libvirtd dropped the connection; {self.unsent} bytes typed may be lost."
-            )
-        return HostLost(connection_lost(self._host.name))
+        unanswered = (
+            self._host.reactor.seconds() - self._asked_at if self._credit.is_asking else 0.0
+        )
+        return await self._ending.by_loss(unanswered, self.unsent)
 
     def _finish(self, why: Coroutine[Deferred[Any], Any, ConsoleGone]) -> None:
         """End it, and tell the protocol as soon as it is known why."""
@@ -373,7 +326,7 @@ class ConsoleStream:
             return HostLost(connection_lost(self._host.name))
 
         explaining = Deferred.fromCoroutine(why)
-        explaining.addTimeout(_EXPLAINING, self._host.reactor)
+        explaining.addTimeout(EXPLAINING, self._host.reactor)
         explaining.addErrback(unknown)
         explaining.addCallback(lambda gone: self._tell(Failure(gone)))
 
