@@ -39,7 +39,10 @@ class Proxy(Side):
         listen = f'[ssh]\nlisten = ["tcp:{self.access.port}:interface={ADDRESS}"]\n'
         if host_key:
             listen += f'host_keys = ["{host_key}"]\n'
-        self._config.write_text(f'{listen}\n[state]\ndirectory = "{self._state}"\n')
+        # Else it would keep a console open that the other side is about to use.
+        self._config.write_text(
+            f'{listen}\n[state]\ndirectory = "{self._state}"\n\n[console]\nlinger = 0.0\n'
+        )
 
     def start(self) -> None:
         """Start it, and wait until it serves. Raises BenchError."""

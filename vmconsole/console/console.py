@@ -19,7 +19,9 @@ from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
 
 # Seconds in which a guest's host says that it took what was typed, unless it is stuck.
 _CONFIRMED = 1.0
-# Seconds. On a quiet line output goes on at once; what follows it sooner than this is gathered.
+# Output goes on at once, so many times in so many seconds; a guest that prints more often than
+# that has its output gathered for as long, until it pauses.
+_AT_ONCE = 32
 _GATHER = 0.004
 
 
@@ -53,7 +55,8 @@ class Console(Protocol):
         self._linger = linger
         self._lingering: IDelayedCall | None = None
         self._gathered: list[bytes] = []
-        self._quiet_from = -1.0
+        self._window = -1.0
+        self._delivered = 0
         self._flush: IDelayedCall | None = None
         self._typing: dict[Attachment, IPushProducer] = {}
         self._takes_input = True
@@ -71,15 +74,19 @@ class Console(Protocol):
             attachment.begin()
 
     def dataReceived(self, data: bytes) -> None:
-        """The guest printed: at once on a quiet line, gathered when it prints more."""
+        """The guest printed: at once on a quiet line, gathered when it prints a lot."""
         self.scrollback.append(data)
-        now = self._clock.seconds()
-        if self._flush is None and not 0 <= self._quiet_from - now <= 2 * _GATHER:
-            self._quiet_from = now + _GATHER
-            self._deliver(data)
+        if self._flush is not None:
+            self._gathered.append(data)
             return
-        self._gathered.append(data)
-        if self._flush is None:
+        now = self._clock.seconds()
+        if not 0 <= now - self._window < _GATHER:
+            self._window, self._delivered = now, 0
+        if self._delivered < _AT_ONCE:
+            self._delivered += 1
+            self._deliver(data)
+        else:
+            self._gathered.append(data)
             self._flush = self._clock.callLater(_GATHER, self._deliver_gathered)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -213,7 +220,8 @@ class Console(Protocol):
     def _deliver_gathered(self) -> None:
         self._flush = None
         if self._gathered:
-            self._quiet_from = self._clock.seconds() + _GATHER
+            # What comes soon after is gathered, too.
+            self._window, self._delivered = self._clock.seconds(), _AT_ONCE
             data = b"".join(self._gathered)
             self._gathered.clear()
             self._deliver(data)
