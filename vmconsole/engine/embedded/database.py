@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +36,7 @@ from vmconsole.errors import ConfigError, StoreError
 
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 10
+_RETRY_SECONDS = 0.01
 
 metadata = MetaData()
 meta = Table(
@@ -200,7 +203,20 @@ def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
         "synchronous = FULL",
         "foreign_keys = ON",
     ):
-        connection.execute(f"PRAGMA {pragma}").close()
+        _execute(connection, f"PRAGMA {pragma}")
+
+
+def _execute(connection: SQLiteConnection, statement: str) -> None:
+    # To turn to WAL takes the file alone for a moment, and SQLite does not always wait for that.
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(statement).close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep(_RETRY_SECONDS)
 
 
 def _begin_sqlite(connection: Connection) -> None:
