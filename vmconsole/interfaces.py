@@ -15,7 +15,7 @@ import msgspec
 from twisted.internet.interfaces import IConsumer, ITransport
 from zope.interface import Attribute, Interface
 
-from vmconsole.keyoptions import KeyOptions
+from vmconsole.keyoptions import NO_OPTIONS, KeyOptions
 
 Role = Literal["operator", "viewer"]
 
@@ -27,7 +27,7 @@ class AuthorizedKey(msgspec.Struct, frozen=True, gc=False):
     user_name: str
     blob: bytes
     """The key in the wire format of RFC 4253, section 6.6."""
-    options: KeyOptions = KeyOptions()
+    options: KeyOptions = NO_OPTIONS
 
 
 class KeyList(msgspec.Struct, frozen=True):

@@ -13,13 +13,12 @@ from vmconsole.engine.last_answer import Answer, LastAnswer, Lifetimes, Outage
 from vmconsole.engine.slices import in_slices
 from vmconsole.errors import EngineUnreachable, KeyRefused
 from vmconsole.interfaces import AuthorizedKey, IEngine, KeyOwner, User
-from vmconsole.keyoptions import KeyOptions
+from vmconsole.keyoptions import NO_OPTIONS, KeyOptions
 from vmconsole.publickeys import fingerprint
 from vmconsole.text import ago, printable
 
 # Strangers' keys must not make us ask more often than this, in seconds.
 _SHORTEST_INTERVAL = 1.0
-_NO_OPTIONS = KeyOptions()
 # A user's lines with the same key and different options: each is looked at, at each login.
 _MAX_LINES = 16
 # Of users who share a key, how many are named; and how many such keys are logged.
@@ -55,7 +54,7 @@ class Index:
     def _add(self, key: AuthorizedKey, user: User) -> None:
         if key.blob not in self.users:
             self.users[key.blob] = user
-            if key.options != _NO_OPTIONS:
+            if key.options != NO_OPTIONS:
                 self._options[key.blob] = [key.options]
         elif self.users[key.blob] is not user:
             known = self.users[key.blob]
@@ -84,7 +83,7 @@ class Index:
         user = self.users.get(blob)
         if user is None:
             return None
-        lines = self._options.get(blob, [_NO_OPTIONS])
+        lines = self._options.get(blob, [NO_OPTIONS])
         refusals = [line.refusal(address, now) for line in lines]
         letting_in = [line for line, refusal in zip(lines, refusals, strict=True) if not refusal]
         if not letting_in:
