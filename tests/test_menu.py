@@ -228,6 +228,7 @@ class MenuTests(SynchronousTestCase):
         self.assertEqual(shown(Menu(vms).page(0, 10, 108).text)[-1][0], "8")
 
     @given(listed, rows, columns, some.booleans())
+    @example([console("aaa")] * 9, 0, 14, True)
     def test_pages(self, vms: list[ConsoleInfo], rows: int, columns: int, filter: bool) -> None:
         """From page to page every VM comes once and in order, with its number; each page fits the
         screen, unless a single VM does not; and the page before leads back without a gap."""

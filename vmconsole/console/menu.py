@@ -133,9 +133,12 @@ class Menu:
         return lines
 
     def _room(self, rows: int, columns: int) -> int:
-        # Beside the prompt and the longest line that may tell where one is.
+        # Beside the prompt and the longest line that may tell where one is: that of the last page,
+        # or of one before it, which has another word.
         last = len(self._listed)
-        return rows - 1 - _height(self._status(last - 1, last), columns)
+        return (
+            rows - 1 - max(_height(self._status(end - 1, end), columns) for end in (last - 1, last))
+        )
 
     def _status(self, first: int, end: int) -> str:
         last = len(self._listed)
