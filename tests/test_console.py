@@ -19,8 +19,8 @@ from vmconsole.console import console as console_module
 from vmconsole.console.attachment import Attachment, Party
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.who import describe_all
-from vmconsole.errors import ConsoleGone, HostUnreachable
-from vmconsole.interfaces import IConsoleEndpoints, IConsoleTransport, IEngine
+from vmconsole.errors import ConsoleGone, ConsoleInterrupted, HostUnreachable
+from vmconsole.interfaces import IConsoleEndpoints, IConsoleTransport, IEngine, Role
 
 VM1, VM2 = console("vm1"), console("vm2")
 ALICE, BOB = Party("alice", "192.0.2.1"), Party("bob", "192.0.2.2")
@@ -39,6 +39,23 @@ class Terminal(Protocol):
 
     def tell(self, text: str, hint: str = "") -> None:
         self.told.append(f"{text} {hint}".rstrip())
+
+    def waiting(self, reason: str) -> None:
+        self.told.append(f"waiting: {reason}")
+
+    def interrupted(self, reason: ConsoleInterrupted, patience: float) -> None:
+        self.told.append(f"interrupted for {patience:.0f} s: {reason}")
+
+    def resumed(self) -> None:
+        self.told.append("resumed")
+
+    def revoked(self, reason: str) -> None:
+        self.told.append(f"revoked: {reason}")
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+    def role_changed(self, role: Role) -> None:
+        self.told.append(role)
 
     def dataReceived(self, data: bytes) -> None:
         self.seen += data
@@ -272,7 +289,9 @@ class PoolTests(PoolTestCase):
     def test_no_endpoint(self) -> None:
         """A console to which there is not even a way is free again, too."""
         self.guests.console_endpoint = None  # type: ignore[assignment, method-assign]
-        self.failureResultOf(self.attach(), TypeError)
+        failure = self.failureResultOf(self.attach(), ConsoleGone)
+        self.assertIn("this is its own fault", str(failure.value))
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
         self.assertEqual(len(self.pool), 0)
 
     def test_leave(self) -> None:

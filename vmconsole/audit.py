@@ -99,6 +99,27 @@ class Audit:
             **_place(console),
         )
 
+    def interrupted(self, login: Login, channel: int, console: ConsoleInfo, reason: str) -> None:
+        """An open console ended, and its user waits for it."""
+        self._log.info(
+            f"interrupted {_SESSION} {_PLACE} reason={{reason!r}}",
+            event="interrupted",
+            channel=channel,
+            reason=reason,
+            **_identity(login),
+            **_place(console),
+        )
+
+    def resumed(self, login: Login, channel: int, console: ConsoleInfo) -> None:
+        """It is open again, perhaps on another host."""
+        self._log.info(
+            f"resumed {_SESSION} {_PLACE}",
+            event="resumed",
+            channel=channel,
+            **_identity(login),
+            **_place(console),
+        )
+
     def attach_failed(self, login: Login, channel: int, console: ConsoleInfo, reason: str) -> None:
         """A console that the user may open could not be opened."""
         self._log.info(

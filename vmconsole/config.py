@@ -67,6 +67,7 @@ class Console(_Section, frozen=True):
     escape: str = "^]"
     scrollback: int = 65536
     linger: float = 60.0
+    follow: float = 300.0
     takeover: bool = True
     handover_idle: float = 60.0
     guard: bool = True
@@ -180,6 +181,7 @@ def _check(config: Config) -> None:
         "engine.stale_grace": config.engine.stale_grace,
         "console.scrollback": config.console.scrollback,
         "console.linger": config.console.linger,
+        "console.follow": config.console.follow,
         "console.handover_idle": config.console.handover_idle,
     }
     for key, value in not_negative.items():

@@ -47,29 +47,30 @@ class ConsoleBusy(ConsoleError):
 
 
 class ConsoleGone(ConsoleError):
-    """An open console ended, for the reason in the text.
-
-    After one of the kinds below it may be opened again, now or later, here or elsewhere.
-    """
+    """An open console ended, for the reason in the text."""
 
 
-class ConsoleTaken(ConsoleGone):
+class ConsoleInterrupted(ConsoleGone):
+    """It may be opened again, now or later, here or elsewhere. The kinds are below."""
+
+
+class ConsoleTaken(ConsoleInterrupted):
     """Another program took it by force, or may have: its guest runs on."""
 
 
-class GuestStopped(ConsoleGone):
+class GuestStopped(ConsoleInterrupted):
     """The guest was shut off, crashed or was saved, or its host does not know it any more."""
 
 
-class GuestMoved(ConsoleGone):
+class GuestMoved(ConsoleInterrupted):
     """The guest runs on, on another host."""
 
 
-class HostLost(ConsoleGone):
+class HostLost(ConsoleInterrupted):
     """The connection to the host ended; the guest may run on."""
 
 
-class InputLost(ConsoleGone):
+class InputLost(ConsoleInterrupted):
     """The guest took no input until its host dropped the connection; it may run on."""
 
 

@@ -94,6 +94,14 @@ class Domain(msgspec.Struct, frozen=True):
     """Why its console cannot be opened even while it runs, and what to do; empty: it can."""
 
 
+class GuestNews(msgspec.Struct, frozen=True):
+    """What happened to a guest."""
+
+    runs: bool
+    text: str = ""
+    """What is to be told, behind the VM's name."""
+
+
 class IEngine(Interface):
     """An engine, asked anew by each call. All methods raise EngineError."""
 
@@ -175,6 +183,13 @@ class IConsoleEndpoints(Interface):
         Returns what has to be typed there to complete it; empty: it is complete. Nothing else may
         be typed from the call until then. Raises ConsoleError: what is missing for it.
         """
+
+
+class IGuestObserver(Interface):
+    """Is told what happens to guests on the hosts that are in use, on the reactor's thread."""
+
+    def guest_changed(vm_id: str, news: GuestNews) -> None:
+        """It was paused, or runs (again); perhaps it just arrived from another host."""
 
 
 class IConsoleTransport(ITransport, IConsumer):

@@ -208,7 +208,7 @@ def make_proxy(
         # The embedded engine tells of VMs that are off, too.
         placed_only=bool(loaded.engine.url),
     )
-    consoles = ConsolePool(hosts, reactor, loaded.console)
+    consoles = hosts.guest_observer = ConsolePool(hosts, reactor, loaded.console)
     audit = Audit()
     commands = Commands(permissions, consoles, audit, reactor, loaded.escape_byte)
     realm = ConsoleRealm(

@@ -156,18 +156,6 @@ class ConsoleTests(FunctionalTestCase):
             rb"detached session=\1 .*bytes_in=5 bytes_out=\d+ .*reason='You left light1\.'"
         )
 
-    async def test_guest_is_shut_off(self) -> None:
-        """A VM that goes while its console is open: the user is told, and gets 0."""
-        from tests import lab
-
-        await deferToThread(self.lab.node2.run, lab.LightGuest("mortal"))
-        self.addCleanup(deferToThread, self.lab.node2.remove, "mortal")
-        ssh = self.site.ssh(self.alice, "mortal")
-        await ssh.expect(rb"mortal on node2")
-        await deferToThread(self.lab.node2.destroy, "mortal")
-        await ssh.expect(rb"\[vmconsole: mortal was [^\]]*(off|destroyed)[^\]]*\]")
-        self.assertEqual(await ssh.ended(), 0)
-
     async def test_closed_channel(self) -> None:
         """A client that closes its channel and keeps its connection, as ssh's ControlMaster does
         when a session's own ssh is killed, frees the console."""

@@ -193,7 +193,6 @@ class ConsoleTests(FunctionalTestCase):
         await deferToThread(self.lab.node2.stop)
         try:
             await open_there.expect(rb"\[vmconsole: .*node2[^\]]*lost[^\]]*\]")
-            self.assertEqual(await open_there.ended(), 0)
             line = await self.refused(self.alice, vm_id.strip())
             self.assertRegex(line, rb"^ERROR: .*node2")
             ssh = self.site.ssh(self.alice, "light1")
@@ -202,9 +201,10 @@ class ConsoleTests(FunctionalTestCase):
             await ssh.expect(rb"served")
         finally:
             await deferToThread(self.lab.node2.start)
+        await open_there.expect(rb"\[vmconsole: light2 is back, on node2\.\]")
         await self.site.log(rb"node2 has")
-        ssh = self.site.ssh(self.alice, "light2")
-        await ssh.expect(rb"light2 on node2")
+        ssh = self.site.ssh(self.bob)
+        await ssh.expect(rb"light1 on node1")
 
     async def test_frozen_host(self) -> None:
         """A libvirtd that hangs holds up nobody else; who waits for it is told, and may give

@@ -388,7 +388,8 @@ class ScrollbackTests(SharedCase):
         ssh = await self.attach(self.alice, "brief")
         await self.types(ssh, b"words")
         await deferToThread(self.lab.node1.destroy, "brief")
-        self.assertEqual(await ssh.ended(), 0)
+        await ssh.expect(rb"brief was powered off\.")
+        await self.leave(ssh)
         await self.command(self.alice, "log", "brief", status=1)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from typing import Protocol as Structural
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
@@ -22,7 +23,8 @@ from zope.interface import implementer
 
 from vmconsole.console.backlog import Backlog
 from vmconsole.console.terminal import Sanitizer
-from vmconsole.interfaces import Role
+from vmconsole.errors import ConsoleInterrupted, EngineError
+from vmconsole.interfaces import ConsoleInfo, Role
 
 if TYPE_CHECKING:
     from vmconsole.console.console import Console
@@ -31,6 +33,20 @@ if TYPE_CHECKING:
 _BURST = 32768
 # Ends a sequence that a terminal has begun: CAN, and ST where CAN does not.
 _GIVE_UP = b"\x18\x1b\\"
+
+
+class IAccess(Structural):
+    """What the engine says of one party and one console, and who wants to know of both."""
+
+    async def locate(self) -> ConsoleInfo | None:
+        """Where the console stands, past what is remembered of earlier answers; None: it is not
+        among those that the party may open now. Raises EngineError."""
+
+    def begin(self, attachment: Attachment) -> None:
+        """The party is on the open console, for the first time or again."""
+
+    def pause(self, reason: str) -> None:
+        """The console was interrupted; ``begin`` may follow."""
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -42,6 +58,8 @@ class Party(msgspec.Struct, frozen=True):
     role: Role = "operator"
     watch: bool = False
     """Whether they want to watch only."""
+    access: IAccess | None = None
+    """None: whom no engine has to be asked about."""
 
     def __str__(self) -> str:
         """As the others are told."""
@@ -56,6 +74,21 @@ class IScreen(Structural):
 
     def tell(self, text: str, hint: str = "") -> None:
         """Show a sentence; the hint has ``{key}`` where the escape character is meant."""
+
+    def waiting(self, reason: str) -> None:
+        """The console cannot be opened yet, for ``reason``; it is tried again."""
+
+    def interrupted(self, reason: ConsoleInterrupted, patience: float) -> None:
+        """The console ended, and is opened again within ``patience`` seconds, if it can be."""
+
+    def resumed(self) -> None:
+        """It is open again; perhaps on another host."""
+
+    def revoked(self, reason: str) -> None:
+        """The party may not go on, and has to leave."""
+
+    def role_changed(self, role: Role) -> None:
+        """From now on the party may type, or may only watch."""
 
 
 @implementer(ITransport, IConsumer, IPushProducer)
@@ -73,12 +106,22 @@ class Attachment:
     disconnecting = False
 
     def __init__(
-        self, console: Console, party: Party, protocol: Protocol, clock: IReactorTime, backlog: int
+        self,
+        console: Console,
+        party: Party,
+        protocol: Protocol,
+        clock: IReactorTime,
+        backlog: int,
+        patient: bool = False,
     ) -> None:
+        """``patient``: who waits for as long as it takes until the console can be opened."""
         self.console = console
         self.party = party
+        self.role = party.role
+        self.patient = patient
+        self.opened: Deferred[None] = Deferred()
+        """Fires once it has begun; fails with ConsoleError when it cannot."""
         self.name = str(party)
-        self.may_type = party.role == "operator"
         self.wants_keyboard = not party.watch
         self.since = self.typed_at = clock.seconds()
         self.has_begun = False
@@ -87,29 +130,77 @@ class Attachment:
         self.bytes_out = 0
         """Bytes printed by the guest since the attach."""
         self._protocol = protocol
+        self._screen = cast(IScreen, protocol)
         self._clock = clock
         self._backlog = Backlog(backlog)
         self._paused = False
         self._gets_queries = False
         self._sanitizer: Sanitizer | None = None
 
+    async def locate(self) -> ConsoleInfo | None:
+        """See IAccess; without one, and when the engine is of no use, the console's last place.
+
+        An outage of the engine ends nothing, so it keeps nobody from going on either.
+        """
+        if self.party.access is None:
+            return self.console.info
+        try:
+            return await self.party.access.locate()
+        except EngineError:
+            return self.console.info
+
     def begin(self) -> None:
-        """The stream is open."""
+        """The stream is open, for the first time or again."""
+        if self.party.access is not None:
+            self.party.access.begin(self)
+        if self.has_begun:
+            self._screen.resumed()
+            return
         self.has_begun = True
         self._protocol.makeConnection(self)
         if not self.disconnecting:
             self.console.keyboard.join(self)
-            cast(IScreen, self._protocol).begun()
+            self._screen.begun()
+        self.opened.callback(None)
+
+    def refuse(self, error: Exception) -> None:
+        """The stream cannot be opened: wait on, or give up."""
+        if self.patient:
+            self._screen.waiting(str(error))
+        else:
+            self.console.detach(self)
+            self.opened.errback(error)
+
+    def interrupt(self, reason: ConsoleInterrupted, patience: float) -> None:
+        """The stream ended, and may be opened again within ``patience`` seconds."""
+        if self.party.access is not None:
+            self.party.access.pause(str(reason))
+        if self._sanitizer is not None:
+            # What was begun is never ended now.
+            self._sanitizer = None if self._gets_queries else Sanitizer()
+        self._screen.interrupted(reason, patience)
+
+    def revoke(self, reason: str) -> None:
+        """The engine no longer lets the party on this console."""
+        self._screen.revoked(reason)
 
     @property
     def has_keyboard(self) -> bool:
         """Whether what is written reaches the guest."""
         return self.console.keyboard.holder is self
 
+    @property
+    def may_type(self) -> bool:
+        """See Typist."""
+        return self.role == "operator"
+
     def change_role(self, role: Role) -> None:
         """The engine lets the user type from now on, or no longer."""
-        self.may_type = role == "operator"
+        if role == self.role:
+            return
+        self.role = role
         if self.has_begun and not self.disconnecting:
+            self._screen.role_changed(role)
             self.console.keyboard.may_type_changed(self)
 
     def replay(self, heading: bytes) -> bool:
@@ -123,7 +214,7 @@ class Attachment:
 
     def tell(self, text: str, hint: str = "") -> None:
         """See Typist."""
-        cast(IScreen, self._protocol).tell(text, hint)
+        self._screen.tell(text, hint)
 
     def keyboard_moved(self) -> None:
         """See Typist."""
@@ -168,11 +259,15 @@ class Attachment:
 
     def end(self, reason: Failure) -> None:
         """The stream is gone; what the user has not seen yet is still handed over."""
-        if not self.disconnecting:
-            self.disconnecting = True
-            self._paused = False
-            self._drain()
-            self._protocol.connectionLost(reason)
+        if self.disconnecting:
+            return
+        self.disconnecting = True
+        if not self.has_begun:
+            self.opened.errback(reason)
+            return
+        self._paused = False
+        self._drain()
+        self._protocol.connectionLost(reason)
 
     @property
     def unsent(self) -> int:

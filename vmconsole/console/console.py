@@ -1,4 +1,4 @@
-"""A Console holds one guest's stream, and serves everybody who is attached to it."""
+"""A Console holds a guest's stream, and serves everybody who is attached to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -14,7 +15,6 @@ from zope.interface import implementer
 from vmconsole.console.attachment import Attachment
 from vmconsole.console.keyboard import Keyboard
 from vmconsole.console.scrollback import Scrollback
-from vmconsole.flight import Flight
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
 
 # Seconds in which a guest's host says that it took what was typed, unless it is stuck.
@@ -27,16 +27,17 @@ _GATHER = 0.004
 
 @implementer(IPushProducer)
 class Console(Protocol):
-    """The protocol on one guest's console stream. Output is always drained (law 2).
+    """The protocol on a guest's console stream, and on the next one after that: see Follower.
 
-    When the last one leaves, the stream stays open for ``linger`` seconds more.
+    Output is always drained (law 2). When the last one leaves, the stream stays open for
+    ``linger`` seconds more.
     """
 
     transport: IConsoleTransport
-    opening: Flight[object]
-    """The stream, when it is open."""
-    give_up: Callable[[], object]
-    """Open it no more."""
+    ended: Deferred[BaseException]
+    """Why the stream ended, once it has."""
+    give_up: Callable[[], None]
+    """Open it no more: nobody wants it."""
 
     def __init__(
         self,
@@ -50,7 +51,8 @@ class Console(Protocol):
         self.keyboard = keyboard
         self.attachments: list[Attachment] = []
         self.scrollback = Scrollback(scrollback)
-        self.closed: Deferred[None] = Deferred()
+        self.lost = 0
+        """Bytes typed that the host had not confirmed when the stream ended."""
         self._clock = clock
         self._linger = linger
         self._lingering: IDelayedCall | None = None
@@ -65,13 +67,19 @@ class Console(Protocol):
     @property
     def is_open(self) -> bool:
         """Whether the guest's stream is."""
-        return bool(self.connected) and not self.closed.called
+        return bool(self.connected)
 
     def connectionMade(self) -> None:
-        """The stream is open: who asked for it may begin."""
+        """A stream is open; ``begin`` follows."""
+        self.ended = Deferred()
         self.transport.registerProducer(self, True)
+
+    def begin(self, info: ConsoleInfo) -> None:
+        """Whoever is attached may begin, or go on, at the place where the stream is open."""
+        self.info = info
         for attachment in list(self.attachments):
-            attachment.begin()
+            if self.is_open:
+                attachment.begin()
 
     def dataReceived(self, data: bytes) -> None:
         """The guest printed: at once on a quiet line, gathered when it prints a lot."""
@@ -90,15 +98,16 @@ class Console(Protocol):
             self._flush = self._clock.callLater(_GATHER, self._deliver_gathered)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The stream ended: everybody's protocol is told why."""
+        """The stream ended; what becomes of who is attached is its Follower's to say."""
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
         self.flush()
-        self.closed.callback(None)
-        self._end_attachments(reason)
+        self.lost = self.unsent
+        self.connected = 0
+        self.ended.callback(reason.value or ConnectionDone())
 
     def join(self, attachment: Attachment) -> None:
-        """Somebody attaches: to a stream that is open, or one that is about to be."""
+        """Somebody attaches: to a stream that is open, or one that may be later."""
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
         self.flush()
@@ -139,10 +148,22 @@ class Console(Protocol):
             self.transport.loseConnection()
 
     def end(self, reason: Failure) -> None:
-        """Close the stream; whoever is attached is told ``reason``."""
+        """It is over; whoever is attached is told ``reason``."""
         self.flush()
-        self._end_attachments(reason)
-        self.close()
+        attachments, self.attachments = self.attachments, []
+        self.keyboard.close()
+        for attachment in attachments:
+            attachment.end(reason)
+        if self.is_open:
+            self.close()
+        else:
+            self.give_up()
+
+    def tell(self, text: str) -> None:
+        """Tell everybody who is on it."""
+        for attachment in list(self.attachments):
+            if attachment.has_begun:
+                attachment.tell(text)
 
     def flush(self) -> None:
         """Hand on what was gathered: from here on the scrollback has no more than was shown."""
@@ -154,15 +175,16 @@ class Console(Protocol):
 
     def type(self, data: bytes) -> None:
         """Type into the guest; while input is held, once it no longer is."""
-        if self._kept is None:
-            self.transport.write(data)
-        else:
+        if self._kept is not None:
             self._kept += data
+        elif self.is_open:
+            self.transport.write(data)
 
     @property
     def unsent(self) -> int:
         """Bytes typed that the guest's host has not confirmed."""
-        return cast(int, self.transport.unsent) + len(self._kept or b"")
+        unsent = cast(int, self.transport.unsent) if self.is_open else 0
+        return unsent + len(self._kept or b"")
 
     @property
     def is_input_held(self) -> bool:
@@ -187,12 +209,9 @@ class Console(Protocol):
 
     def add_typing_producer(self, attachment: Attachment, producer: IPushProducer) -> None:
         """``producer`` types through ``attachment``."""
-        if self.is_open:
-            self._typing[attachment] = producer
-            if not self._takes_input or self.is_input_held:
-                producer.pauseProducing()
-        else:
-            producer.stopProducing()
+        self._typing[attachment] = producer
+        if not self._takes_input or self.is_input_held:
+            producer.pauseProducing()
 
     def remove_typing_producer(self, attachment: Attachment) -> None:
         """It has ended."""
@@ -211,11 +230,8 @@ class Console(Protocol):
             producer.resumeProducing()
 
     def stopProducing(self) -> None:
-        """The stream is gone; what is typed now is dropped."""
-        producers = list(self._typing.values())
-        self._typing.clear()
-        for producer in producers:
-            producer.stopProducing()
+        """The stream is gone: nothing holds up who types, who is told that it goes nowhere."""
+        self.resumeProducing()
 
     def _deliver_gathered(self) -> None:
         self._flush = None
@@ -225,12 +241,6 @@ class Console(Protocol):
             data = b"".join(self._gathered)
             self._gathered.clear()
             self._deliver(data)
-
-    def _end_attachments(self, reason: Failure) -> None:
-        attachments, self.attachments = self.attachments, []
-        self.keyboard.close()
-        for attachment in attachments:
-            attachment.end(reason)
 
     def _deliver(self, data: bytes) -> None:
         for attachment in list(self.attachments):

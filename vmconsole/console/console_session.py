@@ -27,10 +27,11 @@ from vmconsole.console.escape import Command, EscapeScanner, SysRq, escape_name
 from vmconsole.console.guard import shows_shell_prompt
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.quiet import when_quiet
+from vmconsole.console.screen import Screen
 from vmconsole.console.who import describe_all
-from vmconsole.errors import ConsoleError
+from vmconsole.errors import ConsoleError, ConsoleInterrupted, GuestStopped, InputLost
 from vmconsole.interfaces import ConsoleInfo, Role
-from vmconsole.text import printable
+from vmconsole.text import lasting, printable
 
 # Seconds after a lone escape character until the help line is shown.
 HELP_AFTER = 0.7
@@ -41,46 +42,6 @@ QUIET_AFTER = 2.0
 
 _CTRL_C = b"\x03"
 _BELL = b"\x07"
-
-
-class Screen(Protocol):
-    """The guest's output, and what happens on the console, on its way to the user's channel."""
-
-    def __init__(
-        self,
-        channel: IConsumer,
-        opened: Callable[[Attachment], None],
-        begun: Callable[[Attachment], None],
-        tell: Callable[[str, str], None],
-    ) -> None:
-        self._channel = channel
-        self._opened = opened
-        self._begun = begun
-        self._tell = tell
-        self.ended: Deferred[BaseException] = Deferred()
-
-    def connectionMade(self) -> None:
-        """From here on the channel holds the output back when the user is slow."""
-        attachment = cast(Attachment, self.transport)
-        self._channel.registerProducer(attachment, True)
-        self._opened(attachment)
-
-    def begun(self) -> None:
-        """See IScreen."""
-        self._begun(cast(Attachment, self.transport))
-
-    def tell(self, text: str, hint: str = "") -> None:
-        """See IScreen."""
-        self._tell(text, hint)
-
-    def dataReceived(self, data: bytes) -> None:
-        """The guest printed."""
-        self._channel.write(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The console is closed."""
-        self._channel.unregisterProducer()
-        self.ended.callback(reason.value or ConnectionDone())
 
 
 @implementer(IHalfCloseableProtocol)
@@ -115,7 +76,8 @@ class ConsoleSession(Protocol):
         self._early = bytearray()
         self._connecting: Deferred[Attachment] | None = None
         self._told_connecting = False
-        self._told_watching = False
+        self._told_refusal = False
+        self._waits_for = ""
         self._attachment: Attachment | None = None
         self._hint: IDelayedCall | None = None
         self._input_ended = False
@@ -126,17 +88,18 @@ class ConsoleSession(Protocol):
         self.rest = b""
         """What was typed behind that: for the menu."""
 
-    async def open(self, force: bool = False) -> Attachment:
-        """Attach to the console, and join it to the channel.
+    async def open(self, force: bool = False, patient: bool = False) -> Attachment:
+        """Attach to the console, and join it to the channel; for ``force`` and ``patient`` see
+        ConsolePool.
 
         Raises ConsoleError, also when the user gave up meanwhile, or the channel closed.
         """
         if self._left:
             raise ConsoleError(self._left)
         channel = cast(IConsumer, self.transport)
-        self._screen = Screen(channel, self._opened, self._begun, self._tell)
+        self._screen = Screen(channel, self)
         self._connecting = Deferred.fromCoroutine(
-            self._pool.attach(self._info, self._party, self._screen, force)
+            self._pool.attach(self._info, self._party, self._screen, force, patient)
         )
         slow = self._clock.callLater(CONNECTING_AFTER, self._tell_connecting)
         try:
@@ -169,19 +132,76 @@ class ConsoleSession(Protocol):
             )
         return reason
 
+    # --- IScreen, and who else knows
+
+    def opened(self, attachment: Attachment) -> None:
+        """The console is open."""
+        self._attachment = attachment
+        host = printable(attachment.console.info.host)
+        self._say(f"{self._name} on {host}. {self._how_to_leave()}")
+
+    def begun(self, attachment: Attachment) -> None:
+        """The user is on it, and knows who has the keyboard."""
+        replayed = self._replay(attachment)
+        if attachment.has_keyboard and not replayed and not self._scanner.pending:
+            self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet, attachment)
+        self._type_early(attachment)
+        attachment.registerProducer(cast(IPushProducer, self.transport), True)
+        if self._input_ended:
+            self._leave_when_quiet(attachment)
+
+    def tell(self, text: str, hint: str = "") -> None:
+        """Show a sentence, in its turn: others bring this about, and it is bounded as output is."""
+        if hint and self._escape is not None:
+            text = f"{text} {hint.format(key=escape_name(self._escape))}"
+        if self._attachment is not None:
+            self._attachment.show(_lines(text))
+
+    def waiting(self, reason: str) -> None:
+        """The console cannot be opened yet, and the user said that they would wait."""
+        if reason == self._waits_for:
+            return
+        self._waits_for, self._told_connecting = reason, True
+        self._say(f"{reason} Waiting for it; Ctrl-C gives up.")
+        if self._early:
+            self._early.clear()
+            cast(IPushProducer, self.transport).resumeProducing()
+            self._say("What you typed until now went nowhere.")
+
+    def interrupted(self, reason: ConsoleInterrupted, patience: float) -> None:
+        """The console ended; it is opened again if that can be done."""
+        attachment = cast(Attachment, self._attachment)
+        self._stop_hint()
+        if self._input_ended:
+            self._leave(str(reason))
+            return
+        if isinstance(reason, GuestStopped):
+            # What its editor had set goes with it. Of other guests the screen stays as it is.
+            attachment.show(terminal.RESET)
+        lost = attachment.console.lost
+        told = isinstance(reason, GuestStopped | InputLost)
+        also = f" {lost} bytes typed may be lost." if lost and not told else ""
+        self._told_refusal = False
+        self.tell(
+            f"{reason}{also} Waiting up to {lasting(patience)} for the console of {self._name}. "
+            f"{self._how_to_leave()}"
+        )
+
+    def resumed(self) -> None:
+        """It is open again."""
+        host = printable(cast(Attachment, self._attachment).console.info.host)
+        self._told_refusal = False
+        self.tell(f"{self._name} is back, on {host}.")
+
     def revoke(self, reason: str) -> None:
         """The user may not go on."""
         self._leave(reason)
 
-    def change_role(self, role: Role) -> None:
+    def role_changed(self, role: Role) -> None:
         """From now on the user may type, or may only watch."""
-        if role == "viewer":
-            self._say(f"From now on you may only watch {self._name}.")
-        else:
-            self._say(f"From now on you may type on {self._name}.")
-        self._told_watching = role == "viewer"
-        if self._attachment is not None:
-            self._attachment.change_role(role)
+        may = "type on" if role == "operator" else "only watch"
+        self.tell(f"From now on you may {may} {self._name}.")
+        self._told_refusal = role == "viewer"
 
     # --- Protocol: from the user
 
@@ -257,7 +277,9 @@ class ConsoleSession(Protocol):
 
     def _control(self, what: str, send: Callable[[], Awaitable[bytes | None]]) -> None:
         attachment = cast(Attachment, self._attachment)
-        if not attachment.has_keyboard:
+        if not attachment.console.is_open:
+            self._refuse(partial(self._say, f"{self._name} is away: {what} cannot be sent."))
+        elif not attachment.has_keyboard:
             attachment.console.keyboard.refuse(attachment)
         elif attachment.console.is_input_held:
             self.transport.write(_BELL)
@@ -289,6 +311,7 @@ class ConsoleSession(Protocol):
         return (
             attachment is not None
             and attachment.has_keyboard
+            and attachment.console.is_open
             and self._pool.settings.guard
             and shows_shell_prompt(attachment.console.scrollback.tail())
         )
@@ -300,19 +323,6 @@ class ConsoleSession(Protocol):
         elif self._connecting is not None:
             self._connecting.cancel()
 
-    def _opened(self, attachment: Attachment) -> None:
-        self._attachment = attachment
-        self._say(f"{self._name} on {printable(self._info.host)}. {self._how_to_leave()}")
-
-    def _begun(self, attachment: Attachment) -> None:
-        replayed = self._replay(attachment)
-        if attachment.has_keyboard and not replayed and not self._scanner.pending:
-            self._hint = self._clock.callLater(QUIET_AFTER, self._tell_quiet, attachment)
-        self._type_early(attachment)
-        attachment.registerProducer(cast(IPushProducer, self.transport), True)
-        if self._input_ended:
-            self._leave_when_quiet(attachment)
-
     def _replay(self, attachment: Attachment) -> bool:
         return attachment.replay(_lines(f"What {self._name} printed last:"))
 
@@ -321,29 +331,37 @@ class ConsoleSession(Protocol):
         if early:
             if not attachment.has_keyboard:
                 # Why was told a moment ago.
-                self._told_watching = True
+                self._told_refusal = True
                 self._say("What you typed until now went nowhere.")
             self._type(early)
             cast(IPushProducer, self.transport).resumeProducing()
 
     def _type(self, data: bytes) -> None:
-        if self._attachment is None:
+        attachment = self._attachment
+        if attachment is None and not self._waits_for:
             self._early += data
             cast(IPushProducer, self.transport).pauseProducing()
-        elif self._attachment.has_keyboard:
-            self._told_watching = False
-            self._attachment.write(data)
+        elif attachment is None or not attachment.console.is_open:
+            self._refuse(partial(self._say, f"{self._name} is away: what you type goes nowhere."))
+        elif attachment.has_keyboard:
+            self._told_refusal = False
+            attachment.write(data)
         else:
-            self.transport.write(_BELL)
-            if not self._told_watching:
-                self._told_watching = True
-                self._attachment.console.keyboard.refuse(self._attachment)
+            self._refuse(partial(attachment.console.keyboard.refuse, attachment))
+
+    def _refuse(self, tell: Callable[[], None]) -> None:
+        self.transport.write(_BELL)
+        if not self._told_refusal:
+            self._told_refusal = True
+            tell()
 
     def _leave_when_quiet(self, attachment: Attachment) -> None:
         why = f"The input ended; you left {self._name}."
         when_quiet(attachment, self._clock, lambda: self._leave(why))
 
     def _tell_connecting(self) -> None:
+        if self._told_connecting:
+            return
         self._told_connecting = True
         self._say(f"Connecting to {self._name} on {printable(self._info.host)}... Ctrl-C gives up.")
 
@@ -365,13 +383,6 @@ class ConsoleSession(Protocol):
             return "To leave, end ssh: Enter, ~, ."
         key = escape_name(self._escape)
         return f"To leave: {key} . (help: {key} ?)"
-
-    def _tell(self, text: str, hint: str) -> None:
-        if hint and self._escape is not None:
-            text = f"{text} {hint.format(key=escape_name(self._escape))}"
-        # Others bring this about: it is bounded as output is.
-        if self._attachment is not None:
-            self._attachment.show(_lines(text))
 
     def _say(self, *texts: str) -> None:
         self.transport.write(_lines(*texts))

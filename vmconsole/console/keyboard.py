@@ -14,12 +14,14 @@ class Typist(Protocol):
 
     name: str
     """Who, and from where."""
-    may_type: bool
-    """Whether the engine lets them type."""
     wants_keyboard: bool
     """Whether they did not ask to watch only."""
     typed_at: float
     """When they typed last, or got the keyboard (seconds of the clock)."""
+
+    @property
+    def may_type(self) -> bool:
+        """Whether the engine lets them type."""
 
     def keyboard_moved(self) -> None:
         """They got the keyboard, or lost it; it is told after this."""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 from twisted.application.service import Service
-from twisted.internet.endpoints import connectProtocol
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from vmconsole.config import Console as Settings
 from vmconsole.console.attachment import Attachment, Party
 from vmconsole.console.console import Console
+from vmconsole.console.follow import Follower
 from vmconsole.console.keyboard import Keyboard
 from vmconsole.errors import ConsoleGone
-from vmconsole.flight import Flight
-from vmconsole.interfaces import ConsoleInfo, IConsoleEndpoints
+from vmconsole.interfaces import ConsoleInfo, GuestNews, IConsoleEndpoints, IGuestObserver
 from vmconsole.text import printable
 
 
+@implementer(IGuestObserver)
 class ConsolePool(Service):
     """Each VM's console at most once, whoever is attached to it."""
 
@@ -30,36 +31,52 @@ class ConsolePool(Service):
         self._endpoints = endpoints
         self._clock = clock
         self.settings = settings
-        self._consoles: dict[str, Console] = {}
+        self._followers: dict[str, Follower] = {}
 
     def __len__(self) -> int:
-        return len(self._consoles)
+        return len(self._followers)
 
     def __iter__(self) -> Iterator[Console]:
-        return iter(list(self._consoles.values()))
+        return iter([follower.console for follower in self._followers.values()])
 
     def find(self, vm_id: str) -> Console | None:
-        """The VM's console, if it is open or being opened."""
-        return self._consoles.get(vm_id)
+        """The VM's console, if it is open, or if somebody waits for it to be."""
+        follower = self._followers.get(vm_id)
+        return None if follower is None else follower.console
 
     async def attach(
-        self, info: ConsoleInfo, party: Party, protocol: Protocol, force: bool = False
+        self,
+        info: ConsoleInfo,
+        party: Party,
+        protocol: Protocol,
+        force: bool = False,
+        patient: bool = False,
     ) -> Attachment:
         """Attach ``party`` to the VM's console, which is opened if it is not open.
 
-        Output goes to ``protocol``, whose transport is the Attachment. ``force`` takes the console
-        from another program on the host. Raises ConsoleError; cancelling gives it up.
+        Output goes to ``protocol``, an IScreen, whose transport is the Attachment. ``force`` takes
+        the console from another program on the host; who is ``patient`` waits until it can be
+        opened. Raises ConsoleError; cancelling gives it up.
         """
-        console = self._consoles.get(info.vm_id) or self._open(info, force)
-        attachment = Attachment(console, party, protocol, self._clock, self.settings.backlog)
+        follower = self._followers.get(info.vm_id) or self._follow(info)
+        console = follower.console
+        attachment = Attachment(
+            console, party, protocol, self._clock, self.settings.backlog, patient
+        )
         console.join(attachment)
-        if not console.is_open:
-            try:
-                await console.opening.wait()
-            except BaseException:
-                console.detach(attachment)
-                raise
+        follower.open(info, force)
+        try:
+            await attachment.opened
+        except CancelledError:
+            console.detach(attachment)
+            raise
         return attachment
+
+    def guest_changed(self, vm_id: str, news: GuestNews) -> None:
+        """See IGuestObserver."""
+        follower = self._followers.get(vm_id)
+        if follower is not None:
+            follower.guest_changed(news)
 
     async def send_break(self, info: ConsoleInfo) -> None:
         """See IConsoleEndpoints."""
@@ -75,7 +92,7 @@ class ConsolePool(Service):
         for console in self:
             console.end(Failure(ConsoleGone("The proxy is being stopped.")))
 
-    def _open(self, info: ConsoleInfo, force: bool) -> Console:
+    def _follow(self, info: ConsoleInfo) -> Follower:
         keyboard = Keyboard(
             self._clock,
             printable(info.vm_name),
@@ -85,19 +102,12 @@ class ConsolePool(Service):
         console = Console(
             info, self._clock, keyboard, self.settings.scrollback, self.settings.linger
         )
-        endpoint = cast(IStreamClientEndpoint, self._endpoints.console_endpoint(info, force))
-        self._consoles[info.vm_id] = console
-        connecting = connectProtocol(endpoint, console)
-        connecting.addErrback(self._not_opened, console)
-        console.give_up = connecting.cancel
-        console.opening = Flight(connecting)
-        console.closed.addCallback(lambda _: self._forget(console))
-        return console
+        follower = Follower(console, self._endpoints, self._clock, self.settings.follow)
+        self._followers[info.vm_id] = follower
+        follower.done.addCallback(lambda _: self._forget(follower))
+        return follower
 
-    def _not_opened(self, failure: Failure, console: Console) -> Failure:
-        self._forget(console)
-        return failure
-
-    def _forget(self, console: Console) -> None:
-        if self._consoles.get(console.info.vm_id) is console:
-            del self._consoles[console.info.vm_id]
+    def _forget(self, follower: Follower) -> None:
+        vm_id = follower.console.info.vm_id
+        if self._followers.get(vm_id) is follower:
+            del self._followers[vm_id]

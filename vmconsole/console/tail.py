@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -13,6 +13,9 @@ from twisted.python.failure import Failure
 
 from vmconsole.console.attachment import Attachment
 from vmconsole.console.terminal import RESET, Sanitizer
+from vmconsole.errors import ConsoleInterrupted
+from vmconsole.interfaces import Role
+from vmconsole.text import lasting
 
 _CTRL_C = b"\x03"
 
@@ -24,8 +27,16 @@ class Tail(Protocol):
     ``ended`` fires with the reason.
     """
 
-    def __init__(self, output: IConsumer, size: int | None, on_terminal: bool = False) -> None:
+    def __init__(
+        self,
+        output: IConsumer,
+        size: int | None,
+        notify: Callable[[str], None],
+        on_terminal: bool = False,
+    ) -> None:
+        """``notify`` is told that the console was interrupted, and that it is back."""
         self._output = output
+        self._notify = notify
         self._size = size
         self._sanitizer = Sanitizer() if on_terminal else None
         self._opening: Deferred[Attachment] | None = None
@@ -60,6 +71,24 @@ class Tail(Protocol):
 
     def tell(self, text: str, hint: str = "") -> None:
         """See IScreen: nothing goes between what the guest printed."""
+
+    def waiting(self, reason: str) -> None:
+        """See IScreen."""
+
+    def interrupted(self, reason: ConsoleInterrupted, patience: float) -> None:
+        """See IScreen."""
+        self._notify(f"{reason} Waiting up to {lasting(patience)} for the console.")
+
+    def resumed(self) -> None:
+        """See IScreen."""
+        self._notify("The console is back.")
+
+    def revoked(self, reason: str) -> None:
+        """See IScreen."""
+        self.end(reason)
+
+    def role_changed(self, role: Role) -> None:
+        """See IScreen: who reads along does not type."""
 
     def dataReceived(self, data: bytes) -> None:
         """The guest printed."""

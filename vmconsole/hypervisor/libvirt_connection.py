@@ -59,14 +59,15 @@ class Connection:
         with suppress(self._libvirt.libvirtError, HostUnreachable):
             self.use(lambda raw: raw.setKeepAlive(interval, count))
 
-    def on_lifecycle(self, changed: Callable[[str], None]) -> None:
-        """``changed``, in the reactor's thread, with the UUID of each domain that changes.
+    def on_lifecycle(self, changed: Callable[[str, int, int], None]) -> None:
+        """``changed``, in the reactor's thread, with the UUID of each domain that changes, the
+        virDomainEventType and its detail.
 
         Raises libvirtError. Follows virConnectDomainEventRegisterAny.
         """
 
-        def tell(_raw: Any, domain: Any, _event: int, _detail: int, _opaque: None) -> None:
-            self._reactor.callFromThread(changed, domain.UUIDString())
+        def tell(_raw: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
+            self._reactor.callFromThread(changed, domain.UUIDString(), event, detail)
 
         def register(raw: Any) -> None:
             # Noted within `use`: whoever closes the connection has to know of it.

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from vmconsole.errors import ConsoleError, HostUnreachable
 from vmconsole.hypervisor.host_threads import HostThreads
 from vmconsole.hypervisor.libvirt_connection import Connection
-from vmconsole.hypervisor.libvirt_domains import find_domain, list_domains
+from vmconsole.hypervisor.libvirt_domains import LifecycleEvent, find_domain, list_domains
 from vmconsole.hypervisor.libvirt_errors import connection_lost, message
 from vmconsole.hypervisor.libvirt_eventloop import IHostReactor
 from vmconsole.interfaces import Domain, IDomainObserver
@@ -33,8 +33,8 @@ _delay = backoffPolicy(initialDelay=1.0, maxDelay=29.0, factor=2.0)
 class Control:
     """One connection to a host, opened anew after growing delays whenever it is lost.
 
-    When ``observer`` is given it is told of the host's domains; ``lost`` is called after each
-    loss and each failed try.
+    ``changed`` is called with each lifecycle event of a domain. When ``observer`` is given it is
+    told of the host's domains; ``lost`` is called after each loss and each failed try.
     """
 
     _log = Logger()
@@ -46,6 +46,7 @@ class Control:
         host: str,
         threads: HostThreads,
         open_connection: Callable[[], Deferred[Connection]],
+        changed: Callable[[str, LifecycleEvent], None],
         lost: Callable[[], None],
         observer: IDomainObserver | None,
     ) -> None:
@@ -54,6 +55,7 @@ class Control:
         self._host = host
         self._threads = threads
         self._open_connection = open_connection
+        self._tell_changed = changed
         self._lost = lost
         self._observer = observer
         self._connection: Connection | None = None
@@ -99,8 +101,11 @@ class Control:
         self._connection = connection
         try:
             await self._threads.call(partial(connection.keep_alive, *_KEEPALIVE))
+            # First the events, so that no change is missed.
+            await self._call(partial(connection.on_lifecycle, self._changed), _LISTING)
             if self._observer is not None:
-                await self._list(connection, self._observer)
+                domains = await self._call(partial(connection.use, list_domains), _LISTING)
+                self._observer.domains_listed(self._host, domains)
             self._tell_found()
             connection.lost.addCallback(self._wake)
             while not connection.lost.called:
@@ -112,14 +117,6 @@ class Control:
         finally:
             self._connection = None
             self._threads.call(connection.close).addErrback(lambda _: None)
-
-    async def _list(self, connection: Connection, observer: IDomainObserver) -> None:
-        def listing() -> list[Domain]:
-            # First the events, so that no change is missed.
-            connection.on_lifecycle(self._changed)
-            return connection.use(list_domains)
-
-        observer.domains_listed(self._host, await self._call(listing, _LISTING))
 
     async def _look_again(self, connection: Connection, observer: IDomainObserver) -> None:
         ids = tuple(self._stale)
@@ -135,9 +132,11 @@ class Control:
             else:
                 observer.domain_changed(self._host, domain)
 
-    def _changed(self, id: str) -> None:
-        self._stale[id] = None
-        self._wake()
+    def _changed(self, id: str, event: int, detail: int) -> None:
+        self._tell_changed(id, (event, detail))
+        if self._observer is not None:
+            self._stale[id] = None
+            self._wake()
 
     def _wake(self, _reason: int | None = None) -> None:
         if not self._news.called:

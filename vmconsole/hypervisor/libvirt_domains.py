@@ -11,12 +11,20 @@ from xml.etree import ElementTree
 
 from vmconsole.errors import ConsoleGone, GuestMoved, GuestStopped
 from vmconsole.hypervisor.libvirt_errors import NO_CONSOLE, NO_DOMAIN, NO_PTY
-from vmconsole.interfaces import ConsoleInfo, Domain, DomainState
+from vmconsole.interfaces import ConsoleInfo, Domain, DomainState, GuestNews
 from vmconsole.text import printable
 
 # virDomainState, virDomainShutoffReason and virDomainPausedReason: stable numbers.
 _PAUSED, _SHUT_OFF, _CRASHED, _PM_SUSPENDED = 3, 5, 6, 7
 _MOVED = ((_PAUSED, 2), (_SHUT_OFF, 4))
+# virDomainEventType and its details.
+_STARTED, _SUSPENDED, _RESUMED, _STOPPED = 2, 3, 4, 5
+_SUSPENDED_MIGRATED = (_SUSPENDED, 1)
+_PAUSES = {
+    (_SUSPENDED, 0): "is paused",
+    (_SUSPENDED, 2): "is paused by an I/O error on its host",
+    (_SUSPENDED, 3): "is paused by its watchdog",
+}
 _SHUT_OFF_REASONS = {
     2: "was powered off",
     3: "crashed",
@@ -30,6 +38,10 @@ _STATES = {
     _CRASHED: DomainState.SHUT_OFF,
 }
 _CONSOLE_KINDS = {"unix": "a unix socket", "tcp": "a TCP socket", "udp": "a UDP socket"}
+
+
+LifecycleEvent = tuple[int, int]
+"""A virDomainEventType, and its detail."""
 
 
 def list_domains(connection: Any) -> list[Domain]:
@@ -47,14 +59,20 @@ def find_domain(connection: Any, vm_id: str) -> Domain | None:
     return None if domain is None else _described(domain)
 
 
-def console_ending(connection: Any, console: ConsoleInfo) -> ConsoleGone | None:
+def console_ending(
+    connection: Any, console: ConsoleInfo, last: LifecycleEvent | None = None
+) -> ConsoleGone | None:
     """What became of a domain whose console ended; None: it goes on running.
 
-    Raises libvirtError. Follows virDomainGetState.
+    ``last`` is the last event that its host told of it: a transient domain, such as oVirt's, is
+    gone when it has moved or stopped. Raises libvirtError. Follows virDomainGetState.
     """
     name, host = printable(console.vm_name), printable(console.host)
     domain = _lookup(connection, console.vm_id)
     state = None if domain is None else _state(domain)
+    told = _state_told(last)
+    if state is None or told in _MOVED:
+        state = told
     if state is None:
         return GuestStopped(f"{name} is gone from {host}: it was shut off, removed or moved.")
     if state in _MOVED:
@@ -64,6 +82,22 @@ def console_ending(connection: Any, console: ConsoleInfo) -> ConsoleGone | None:
     if state[0] == _SHUT_OFF:
         return GuestStopped(f"{name} {_SHUT_OFF_REASONS.get(state[1], 'was shut off')}.")
     return None
+
+
+def news(event: LifecycleEvent) -> GuestNews | None:
+    """What an event means for whoever has the guest's console open; None: nothing."""
+    if event in _PAUSES:
+        return GuestNews(runs=False, text=_PAUSES[event])
+    return GuestNews(runs=True) if event[0] in (_STARTED, _RESUMED) else None
+
+
+def _state_told(event: LifecycleEvent | None) -> tuple[int, int] | None:
+    if event is None:
+        return None
+    if event == _SUSPENDED_MIGRATED:
+        return _MOVED[0]
+    # The details of this event count as the reasons of the state do, from 1 on.
+    return (_SHUT_OFF, event[1] + 1) if event[0] == _STOPPED else None
 
 
 def console_problem(xml: str) -> str:

@@ -65,8 +65,9 @@ class Ending:
         for pause in pauses:
             # A console ends a little before its domain does.
             await deferLater(self._host.reactor, pause, lambda: None)
+            last = self._host.last_events.get(self._console.vm_id)
             ending = await self._host.ask(
-                partial(console_ending, console=self._console), EXPLAINING
+                partial(console_ending, console=self._console, last=last), EXPLAINING
             )
             if ending is not None:
                 return ending

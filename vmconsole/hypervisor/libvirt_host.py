@@ -20,7 +20,7 @@ from vmconsole.errors import ConfigError, ConsoleGone, ConsoleUnavailable, HostU
 from vmconsole.hypervisor.host_threads import HostThreads
 from vmconsole.hypervisor.libvirt_connection import Connection
 from vmconsole.hypervisor.libvirt_control import Control
-from vmconsole.hypervisor.libvirt_domains import list_domains
+from vmconsole.hypervisor.libvirt_domains import LifecycleEvent, list_domains, news
 from vmconsole.hypervisor.libvirt_errors import host_unreachable
 from vmconsole.hypervisor.libvirt_eventloop import IHostReactor, LibvirtEventLoop
 from vmconsole.hypervisor.libvirt_guest import send_break, send_sysrq
@@ -29,9 +29,11 @@ from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.interfaces import (
     ConsoleInfo,
     Domain,
+    GuestNews,
     IConsoleEndpoints,
     IDomainObserver,
     IDomainSource,
+    IGuestObserver,
 )
 from vmconsole.text import printable
 
@@ -65,15 +67,20 @@ class Host:
         pki: str = "",
         make_pool: MakePool | None = None,
         timeout: float = 10.0,
+        news: Callable[[str, GuestNews], None] = lambda vm_id, news: None,
     ) -> None:
-        """``pki`` is named in errors; ``timeout`` is for the opening of anything, in seconds."""
+        """``pki`` is named in errors; ``timeout`` is for the opening of anything, in seconds;
+        ``news`` is told what happens to any domain."""
         self.reactor = reactor
         self.libvirt = libvirt
         self.name = name
         self.uri = uri
         self.timeout = timeout
+        self.last_events: dict[str, LifecycleEvent] = {}
+        """The last one of each domain that has, or had a moment ago, a console open here."""
         self.threads = HostThreads(reactor, name, make_pool)
         self._pki = pki
+        self._news = news
         self._control: Control | None = None
         self._observer: IDomainObserver | None = None
         self._consoles = 0
@@ -136,6 +143,7 @@ class Host:
     def console_opened(self, stream: ConsoleStream) -> None:
         """It is open."""
         self._streams.add(stream)
+        self.last_events.pop(stream.console.vm_id, None)
 
     def console_ended(self, stream: ConsoleStream) -> None:
         """It is of no more use, and its traces on the host are about to be removed."""
@@ -187,6 +195,7 @@ class Host:
                 self.name,
                 self.threads,
                 self.open_connection,
+                self._changed,
                 self._lost,
                 self._observer,
             )
@@ -195,6 +204,13 @@ class Host:
         control, self._control = self._control, None
         if control is not None:
             control.stop()
+
+    def _changed(self, vm_id: str, event: LifecycleEvent) -> None:
+        if any(stream.console.vm_id == vm_id for stream in self._streams):
+            self.last_events[vm_id] = event
+        told = news(event)
+        if told is not None:
+            self._news(vm_id, told)
 
     def _lost(self) -> None:
         # A console's own connection notices nothing when a host falls silent: have it ask.
@@ -224,6 +240,8 @@ class HostPool(Service):
 
     name = "hosts"
     observer: IDomainObserver | None = None
+    guest_observer: IGuestObserver | None = None
+    """Who is told of what happens to guests; None: nobody."""
 
     def __init__(
         self,
@@ -323,11 +341,21 @@ class HostPool(Service):
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = Host(
-                self._reactor, self._libvirt, name, uri, self._config.pki, self._make_pool
+                self._reactor,
+                self._libvirt,
+                name,
+                uri,
+                self._config.pki,
+                self._make_pool,
+                news=self._guest_changed,
             )
         elif host.uri != uri:
             host.move(uri)
         return host
+
+    def _guest_changed(self, vm_id: str, news: GuestNews) -> None:
+        if self.guest_observer is not None:
+            self.guest_observer.guest_changed(vm_id, news)
 
     def _sweep(self) -> None:
         """Give up what hosts hold that nobody uses."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Sequence
 
 import msgspec
 from twisted.internet.defer import CancelledError
@@ -14,19 +13,19 @@ from twisted.logger import Logger
 from vmconsole import __version__
 from vmconsole.audit import Audit, Login
 from vmconsole.console.attachment import Attachment, Party
-from vmconsole.console.choice import NoSuchConsole, by_id, by_name, by_text
 from vmconsole.console.console_session import ConsoleSession
 from vmconsole.console.escape import escape_name
-from vmconsole.console.menu import Menu, MenuProtocol
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.tail import Tail, TailInput
 from vmconsole.console.terminal import RESET, Sanitizer
 from vmconsole.console.who import describe_all
 from vmconsole.errors import ConsoleError, VMConsoleError
 from vmconsole.interfaces import ConsoleInfo, IPermissions, IWatch
+from vmconsole.ssh.access import Access
 from vmconsole.ssh.request import CommandSyntaxError, Request, parse
 from vmconsole.ssh.session import SessionChannel
-from vmconsole.text import ago, printable
+from vmconsole.ssh.user_session import UserSession
+from vmconsole.text import printable
 
 _HELP = """\
 vmconsole {version}: the serial consoles of your VMs.
@@ -34,9 +33,9 @@ vmconsole {version}: the serial consoles of your VMs.
   ssh -t ... USER@PROXY               the menu; with a single VM, its console
   ssh -t ... USER@PROXY VM            the console of VM: its id, its name, a beginning of either,
                                       or a pattern that matches one
-  ... connect [--vm-id ID | --vm-name NAME] [--force]
-                                      the same, by exactly this id or name; --force takes it from
-                                      another program on its host
+  ... connect [VM | --vm-id ID | --vm-name NAME] [--wait] [--force]
+                                      the same, also by exactly this id or name; --wait waits until
+                                      VM runs; --force takes it from another program on its host
   ... watch VM                        the same, only to watch
   ... log VM [--bytes N] [--follow]   what VM printed last, while somebody had it open; needs no
                                       terminal; --follow goes on
@@ -49,17 +48,6 @@ vmconsole {version}: the serial consoles of your VMs.
 
 class NeedsTerminal(VMConsoleError):
     """A console was asked for without a pty."""
-
-
-@dataclass
-class _Session:
-    """Where a command runs, and for whom."""
-
-    channel: SessionChannel
-    login: Login
-    watch: IWatch
-    told: float | None = None
-    """Of which old answer of the engine the user has been told."""
 
 
 class Commands:
@@ -89,7 +77,7 @@ class Commands:
         """
         try:
             request = parse(line)
-            user = _Session(channel, login, watch)
+            user = UserSession(channel, login, watch, self._permissions, self._clock, self._escape)
             handler = getattr(self, f"_{request.verb}")
             return int(await handler(user, request))
         except CommandSyntaxError as error:
@@ -108,7 +96,7 @@ class Commands:
             )
             return 1
 
-    async def _help(self, user: _Session, request: Request) -> int:
+    async def _help(self, user: UserSession, request: Request) -> int:
         text = _HELP.format(version=__version__)
         if self._escape is not None:
             key = escape_name(self._escape)
@@ -119,9 +107,9 @@ class Commands:
         _print(user.channel, text)
         return 0
 
-    async def _info(self, user: _Session, request: Request) -> int:
+    async def _info(self, user: UserSession, request: Request) -> int:
         login = user.login
-        self._tell_stale(user, user.watch.unconfirmed)
+        user.tell_stale(user.watch.unconfirmed)
         _print(
             user.channel,
             f"vmconsole {__version__}\n"
@@ -132,8 +120,8 @@ class Commands:
         )
         return 0
 
-    async def _list(self, user: _Session, request: Request) -> int:
-        consoles = await self._consoles(user)
+    async def _list(self, user: UserSession, request: Request) -> int:
+        consoles = await user.consoles()
         if request.format == "json":
             # The keys of the engine's own reply, as ovirt-vmconsole prints it.
             entries = [
@@ -148,19 +136,18 @@ class Commands:
             )
         return 0
 
-    async def _connect(self, user: _Session, request: Request) -> int:
+    async def _connect(self, user: UserSession, request: Request) -> int:
         _need_terminal(user)
-        consoles = await self._consoles(user)
+        consoles = await user.consoles()
         if not request.names_vm:
             return await self._choose(user, consoles, request)
-        console = await self._find(user, consoles, request)
-        return await self._open(user, console, request)
+        return await self._open(user, await user.find(consoles, request), request)
 
-    async def _watch(self, user: _Session, request: Request) -> int:
+    async def _watch(self, user: UserSession, request: Request) -> int:
         return await self._connect(user, request)
 
-    async def _log(self, user: _Session, request: Request) -> int:
-        info = await self._find(user, await self._consoles(user), request)
+    async def _log(self, user: UserSession, request: Request) -> int:
+        info = await user.find(await user.consoles(), request)
         console = self._pool.find(info.vm_id)
         if request.follow:
             return await self._follow(user, info, request)
@@ -174,26 +161,27 @@ class Commands:
         user.channel.write(Sanitizer().feed(kept) + RESET if on_terminal else kept)
         return 0
 
-    async def _follow(self, user: _Session, info: ConsoleInfo, request: Request) -> int:
-        tail = Tail(user.channel, request.bytes, user.channel.terminal is not None)
+    async def _follow(self, user: UserSession, info: ConsoleInfo, request: Request) -> int:
+        tail = Tail(
+            user.channel,
+            request.bytes,
+            lambda text: user.channel.write_error(f"[vmconsole: {text}]"),
+            user.channel.terminal is not None,
+        )
         user.channel.join(TailInput(tail))
-        party = self._party(user, info, watch=True)
-        try:
-            attachment = await tail.open(self._pool.attach(info, party, tail))
-        except ConsoleError as error:
-            self._audit.attach_failed(user.login, int(user.channel.id), info, str(error))
-            raise
-        if attachment is not None:
-            stop_looking = user.watch.console(info, tail.end, lambda _: None)
-            reason = await self._attached(user, info, attachment, tail.ended, stop_looking)
-            if not tail.left:
-                raise ConsoleError(reason)
+        with self._access(user, info) as access:
+            attaching = self._pool.attach(info, self._party(user, info, access, watch=True), tail)
+            attachment = await tail.open(attaching)
+            if attachment is not None:
+                reason = await self._attached(user, attachment, tail.ended)
+                if not tail.left:
+                    raise ConsoleError(reason)
         return 0
 
-    async def _who(self, user: _Session, request: Request) -> int:
-        consoles = await self._consoles(user)
+    async def _who(self, user: UserSession, request: Request) -> int:
+        consoles = await user.consoles()
         if request.names_vm:
-            consoles = [await self._find(user, consoles, request)]
+            consoles = [await user.find(consoles, request)]
         now = self._clock.seconds()
         for info in consoles:
             console = self._pool.find(info.vm_id)
@@ -201,73 +189,20 @@ class Commands:
                 _print(user.channel, f"{printable(info.vm_name)}\t{line}\n")
         return 0
 
-    async def _find(
-        self, user: _Session, consoles: Sequence[ConsoleInfo], request: Request
-    ) -> ConsoleInfo:
-        try:
-            return _find(consoles, request)
-        except NoSuchConsole:
-            return await self._find_anew(user, request)
-
-    async def _find_anew(self, user: _Session, request: Request) -> ConsoleInfo:
-        # It may have been made, or granted, since the engine was asked last.
-        found = await self._permissions.consoles(user.login.user.id, fresh=True)
-        self._tell_stale(user, found.answered)
-        try:
-            return _find(found.consoles, request)
-        except NoSuchConsole:
-            if not self._permissions.placed_only:
-                raise
-        named = printable(request.vm or request.vm_id or request.vm_name or "")
-        raise NoSuchConsole(
-            f"{named} is not there: not running, unknown, or not yours. `list` shows yours."
-        )
-
     async def _choose(
-        self, user: _Session, consoles: Sequence[ConsoleInfo], request: Request
+        self, user: UserSession, consoles: Sequence[ConsoleInfo], request: Request
     ) -> int:
         if len(consoles) == 1:
             return await self._open(user, consoles[0], request)
-        picked = await self._pick(user, consoles)
+        picked = await user.pick(consoles)
         return 0 if picked is None else await self._open(user, picked[0], request, picked[1])
 
-    async def _pick(
-        self, user: _Session, consoles: Sequence[ConsoleInfo], typed: bytes = b""
-    ) -> tuple[ConsoleInfo, bytes] | None:
-        """Show the menu: what was chosen, and what was typed behind that."""
-        if not consoles:
-            running = "running" if self._permissions.placed_only else "there"
-            raise NoSuchConsole(
-                f"There is no console for {printable(user.login.user.name)}: no VM is {running} "
-                "that you have access to. Ask who runs this proxy for a grant."
-            )
-        rows, columns = user.channel.size
-        menu = MenuProtocol(Menu(consoles), rows=rows, columns=columns, clock=self._clock)
-        user.channel.join(menu, typed)
-        chosen = await menu.chosen
-        user.channel.part()
-        if chosen is None:
-            return None
-        return await self._look_again(user, chosen), menu.rest
-
-    async def _look_again(self, user: _Session, chosen: ConsoleInfo) -> ConsoleInfo:
-        # The menu may have stood there for hours.
-        try:
-            return by_id(await self._consoles(user), chosen.vm_id)
-        except NoSuchConsole:
-            name = printable(chosen.vm_name)
-            raise NoSuchConsole(
-                f"{name} is not there any more: not running, unknown, or not yours."
-                if self._permissions.placed_only
-                else f"You no longer have access to {name}, or it is gone."
-            ) from None
-
     async def _open(
-        self, user: _Session, console: ConsoleInfo, request: Request, typed: bytes = b""
+        self, user: UserSession, console: ConsoleInfo, request: Request, typed: bytes = b""
     ) -> int:
         while (rest := await self._use(user, console, request, typed)) is not None:
             user.channel.part()
-            picked = await self._pick(user, await self._consoles(user), rest)
+            picked = await user.pick(await user.consoles(), rest)
             if picked is None:
                 break
             console, typed = picked
@@ -276,46 +211,43 @@ class Commands:
         return 0
 
     async def _use(
-        self, user: _Session, console: ConsoleInfo, request: Request, typed: bytes
+        self, user: UserSession, console: ConsoleInfo, request: Request, typed: bytes
     ) -> bytes | None:
         """Until the user leaves; for the menu: what was typed for that already."""
-        party = self._party(user, console, request.verb == "watch")
+        access = self._access(user, console)
+        party = self._party(user, console, access, request.verb == "watch")
         session = ConsoleSession(
             console, party, self._pool, self._clock, self._escape, lambda: user.channel.size
         )
         user.channel.join(session, typed)
         try:
-            attachment = await session.open(request.force)
-        except ConsoleError as error:
-            self._audit.attach_failed(user.login, int(user.channel.id), console, str(error))
-            if session.back_to_menu:
-                return session.rest
-            raise
-        stop_looking = user.watch.console(console, session.revoke, session.change_role)
-        await self._attached(user, console, attachment, session.ended(), stop_looking)
+            with access:
+                attachment = await session.open(request.force, request.wait)
+                await self._attached(user, attachment, session.ended())
+        except ConsoleError:
+            if not session.back_to_menu:
+                raise
         return session.rest if session.back_to_menu else None
 
     async def _attached(
         self,
-        user: _Session,
-        console: ConsoleInfo,
+        user: UserSession,
         attachment: Attachment,
         ended: Awaitable[str],
-        stop_looking: Callable[[], None],
     ) -> str:
         """Until it has ended, however that comes: the reason, which the audit has, too."""
-        login, number, started = user.login, int(user.channel.id), self._clock.seconds()
-        self._audit.attached(login, number, console)
+        started = self._clock.seconds()
         reason = "The session was cancelled."
         try:
             reason = await ended
-        finally:
-            stop_looking()
+        except CancelledError:
             attachment.loseConnection()
+            raise
+        finally:
             self._audit.detached(
-                login,
-                number,
-                console,
+                user.login,
+                user.number,
+                attachment.console.info,
                 bytes_in=attachment.bytes_in,
                 bytes_out=attachment.bytes_out,
                 seconds=self._clock.seconds() - started,
@@ -323,46 +255,28 @@ class Commands:
             )
         return reason
 
-    def _party(self, user: _Session, console: ConsoleInfo, watch: bool) -> Party:
-        name = printable(user.login.user.name)
-        return Party(name, user.login.address, console.role, watch)
-
-    async def _consoles(self, user: _Session) -> Sequence[ConsoleInfo]:
-        found = await self._permissions.consoles(user.login.user.id)
-        both = (user.watch.unconfirmed, found.answered)
-        self._tell_stale(user, min((each for each in both if each is not None), default=None))
-        return found.consoles
-
-    def _tell_stale(self, user: _Session, answered: float | None) -> None:
-        if answered is None or answered == user.told:
-            return
-        user.told = answered
-        user.watch.unconfirmed = None
-        age = ago(self._clock.seconds() - answered)
-        user.channel.write_error(f"[engine unreachable: using its answer from {age}]")
-        self._logger.warn(
-            "session {session}: the engine does not answer; {user} is served by its answer from "
-            "{age}",
-            session=user.login.session,
-            user=printable(user.login.user.name),
-            age=age,
+    def _access(self, user: UserSession, console: ConsoleInfo) -> Access:
+        return Access(
+            self._permissions,
+            user.watch,
+            self._audit,
+            user.login,
+            user.number,
+            console,
+            user.tell_stale,
         )
 
+    def _party(self, user: UserSession, console: ConsoleInfo, access: Access, watch: bool) -> Party:
+        name = printable(user.login.user.name)
+        return Party(name, user.login.address, console.role, watch, access)
 
-def _need_terminal(user: _Session) -> None:
+
+def _need_terminal(user: UserSession) -> None:
     if user.channel.terminal is None:
         raise NeedsTerminal(
             "A console needs a terminal. Run ssh with -t: ssh -t ... (-tt, when the input of ssh "
             "is no terminal)."
         )
-
-
-def _find(consoles: Sequence[ConsoleInfo], request: Request) -> ConsoleInfo:
-    if request.vm_id is not None:
-        return by_id(consoles, request.vm_id)
-    if request.vm_name is not None:
-        return by_name(consoles, request.vm_name)
-    return by_text(consoles, request.vm or "")
 
 
 def _print(channel: SessionChannel, text: str) -> None:

@@ -29,6 +29,8 @@ class Request(msgspec.Struct, frozen=True):
     format: str = "plain"
     force: bool = False
     """Take the console from another program on its host."""
+    wait: bool = False
+    """Wait until the console can be opened."""
     bytes: int | None = None
     """How much of the output is wanted; None: all that is kept."""
     follow: bool = False
@@ -57,7 +59,9 @@ def _make_parser() -> argparse.ArgumentParser:
     one = connect.add_mutually_exclusive_group()
     one.add_argument("--vm-id", type=_not_empty)
     one.add_argument("--vm-name", type=_not_empty)
+    one.add_argument("vm", nargs="?", type=_not_empty)
     connect.add_argument("--force", action="store_true")
+    connect.add_argument("--wait", action="store_true")
     watch = verbs.add_parser("watch", add_help=False, allow_abbrev=False)
     watch.add_argument("vm", type=_not_empty)
     log = verbs.add_parser("log", add_help=False, allow_abbrev=False)

@@ -1,0 +1,201 @@
+"""Keeps a Console on its VM, whatever becomes of the VM and of its host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar, cast
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.endpoints import connectProtocol
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from vmconsole.console.attachment import Attachment
+from vmconsole.console.console import Console
+from vmconsole.errors import ConsoleError, ConsoleGone, ConsoleInterrupted, ConsoleUnavailable
+from vmconsole.interfaces import ConsoleInfo, GuestNews, IConsoleEndpoints
+from vmconsole.text import lasting, printable
+
+T = TypeVar("T")
+_Found = dict[Attachment, ConsoleInfo | None]
+
+# Seconds until the next try: 0.25, 0.5, 1, 2, 4, and then every 5.
+_delay = backoffPolicy(initialDelay=0.25, maxDelay=5.0, factor=2.0, jitter=lambda: 0.0)
+
+
+class Follower:
+    """Opens a Console's stream, and opens it again whenever it was interrupted.
+
+    For those who were on it when it was interrupted it is tried for ``patience`` seconds. Before
+    each of these tries the engine is asked anew for each of them: where the VM stands may have
+    changed, and whether they may be there. Who comes later waits for one try, or, when patient, for
+    as long as it takes.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        console: Console,
+        endpoints: IConsoleEndpoints,
+        clock: IReactorTime,
+        patience: float,
+    ) -> None:
+        self.done: Deferred[None] = Deferred()
+        """Fires when nobody wants the console any more, or when it is over for good."""
+        self.console = console
+        self._endpoints = endpoints
+        self._clock = clock
+        self._patience = patience
+        self._until = 0.0
+        self._failures = 0
+        self._paused = False
+        self._begun = False
+        self._known: ConsoleInfo | None = None
+        self._force = False
+        # Somebody waits for another try: with force, which this one does not use.
+        self._again = False
+        self._pause: Deferred[None] | None = None
+        self._awaited: Deferred[object] | None = None
+        console.give_up = self.stop
+
+    def stop(self) -> None:
+        """Try no more."""
+        # When nothing is awaited we are called from `_follow`, which looks by itself.
+        if self._awaited is not None:
+            self._awaited.cancel()
+
+    def open(self, known: ConsoleInfo, force: bool) -> None:
+        """Open it now, if it is not open: somebody came who was just told where it stands.
+
+        ``force`` takes it from another program, by the first try that succeeds.
+        """
+        if self.console.is_open:
+            return
+        if not self._begun:
+            self._begun, self._known, self._force = True, known, force
+            following = Deferred.fromCoroutine(self._follow())
+            following.addErrback(self._failed).chainDeferred(self.done)
+        elif self._pause is not None:
+            self._known, self._force = known, force
+            self._pause.callback(None)
+        elif force and not self._force:
+            self._known, self._again = known, True
+
+    def guest_changed(self, news: GuestNews) -> None:
+        """The guest was paused, or runs: tell it, or try now."""
+        if self.console.is_open and not news.runs:
+            self._paused = True
+            self.console.tell(f"{self._name} {news.text}.")
+        elif self.console.is_open and self._paused:
+            self._paused = False
+            self.console.tell(f"{self._name} runs again.")
+        elif self._pause is not None and news.runs:
+            # The engine may hear of it a moment later than we.
+            self._failures = 0
+            self._pause.callback(None)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._open()
+            except ConsoleError as error:
+                self._force, self._again, again = self._again, False, self._again
+                if again:
+                    continue
+                self._not_opened(error)
+                if not self.console.attachments:
+                    return
+                delay, self._failures = _delay(self._failures), self._failures + 1
+                await self._wait(delay)
+            else:
+                self._failures = 0
+                self._force = self._again = self._paused = False
+                if not self._interrupted(await self._result_of(self.console.ended)):
+                    return
+
+    async def _open(self) -> None:
+        """Raises ConsoleError."""
+        console = self.console
+        known, self._known = self._known, None
+        found = await self._locate(
+            each for each in console.attachments if each.has_begun or known is None
+        )
+        place = next((info for info in found.values() if info is not None), known)
+        if place is None:
+            raise ConsoleUnavailable(f"{self._name} is not there: not running, or gone.")
+        # A VM that moves may be missing for a moment: one more look.
+        found |= await self._locate(each for each, info in found.items() if info is None)
+        endpoint = self._endpoints.console_endpoint(place, self._force)
+        await self._result_of(connectProtocol(cast(IStreamClientEndpoint, endpoint), console))
+        self._admit(found)
+        console.begin(place)
+
+    async def _locate(self, attachments: Iterable[Attachment]) -> _Found:
+        asked = list(attachments)
+        answers = gatherResults([Deferred.fromCoroutine(each.locate()) for each in asked])
+        try:
+            found: list[ConsoleInfo | None] = await self._result_of(answers)
+        except FirstError as error:
+            error.subFailure.raiseException()
+        return dict(zip(asked, found, strict=True))
+
+    def _admit(self, found: _Found) -> None:
+        for attachment, info in found.items():
+            if attachment in self.console.attachments:
+                if info is None:
+                    attachment.revoke(f"You no longer have access to {self._name}.")
+                else:
+                    attachment.change_role(info.role)
+
+    def _not_opened(self, error: ConsoleError) -> None:
+        late = self._clock.seconds() >= self._until
+        for attachment in list(self.console.attachments):
+            if not attachment.has_begun:
+                attachment.refuse(error)
+            elif late:
+                attachment.revoke(
+                    f"{self._name} did not come back within {lasting(self._patience)}. {error}"
+                )
+
+    def _interrupted(self, reason: BaseException) -> bool:
+        """Whether it is to be opened again."""
+        if not isinstance(reason, ConsoleInterrupted) or not self._patience:
+            self.console.end(Failure(reason))
+        self._until = self._clock.seconds() + self._patience
+        for attachment in list(self.console.attachments):
+            attachment.interrupt(cast(ConsoleInterrupted, reason), self._patience)
+        return bool(self.console.attachments)
+
+    async def _wait(self, seconds: float) -> None:
+        left = self._until - self._clock.seconds()
+        self._pause = Deferred()
+        self._pause.addTimeout(min(seconds, left) if left > 0 else seconds, self._clock, _elapsed)
+        try:
+            await self._result_of(self._pause)
+        finally:
+            self._pause = None
+
+    async def _result_of(self, deferred: Deferred[T]) -> T:
+        """Await it; ``stop`` cancels it."""
+        self._awaited = cast(Deferred[object], deferred)
+        try:
+            return await deferred
+        finally:
+            self._awaited = None
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("following {vm} failed", failure, vm=self._name)
+            text = "Something went wrong in the proxy; this is its own fault. Its log tells more."
+            self.console.end(Failure(ConsoleGone(text)))
+
+    @property
+    def _name(self) -> str:
+        return printable(self.console.info.vm_name)
+
+
+def _elapsed(_result: object, _seconds: float) -> None:
+    """The pause is over."""
