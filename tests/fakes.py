@@ -84,6 +84,8 @@ class GuestTransport:
         if self.open:
             self.open = False
             failure = reason if isinstance(reason, Failure) else Failure(reason)
+            if self.producer is not None:
+                self.producer.stopProducing()
             self.protocol.connectionLost(failure)
 
 
@@ -98,6 +100,8 @@ class Guests:
         self.cancelled = 0
         self.asked: list[tuple[str, str]] = []
         """The VM's name, and ``open``, ``force``, ``break`` or ``sysrq`` and the letter."""
+        self.places: list[ConsoleInfo] = []
+        """Where it was tried to open a console."""
         self.refusal: ConsoleError | None = None
         """Why neither BREAK nor SysRq can be sent."""
         self.types_sysrq = True
@@ -110,6 +114,7 @@ class Guests:
 
     def console_endpoint(self, console: ConsoleInfo, force: bool = False) -> IStreamClientEndpoint:
         self.asked.append((console.vm_name, "force" if force else "open"))
+        self.places.append(console)
         return GuestEndpoint(self)
 
     async def send_break(self, console: ConsoleInfo) -> None:

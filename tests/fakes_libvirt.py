@@ -170,11 +170,11 @@ class FakeDaemon:
         domain = self.domains[uuid] = FakeDomain(uuid, name, **fields)
         return domain
 
-    def tell(self, uuid: str, name: str = "") -> None:
+    def tell(self, uuid: str, name: str = "", event: int = 0, detail: int = 0) -> None:
         """Send a lifecycle event to all who want them."""
         for connection in tuple(self.connections):
             for callback in tuple(connection.callbacks.values()):
-                callback(connection, FakeDomainObject(connection, uuid, name), 0, 0, None)
+                callback(connection, FakeDomainObject(connection, uuid, name), event, detail, None)
 
     def drop(self, reason: int = 1) -> None:
         """End all connections from the daemon's side. No stream event fires."""

@@ -546,36 +546,36 @@ class HeldTests(PoolTestCase):
     def test_sysrq(self) -> None:
         """What is typed between BREAK and its key comes after the key, whoever typed it: also when
         the keyboard has passed, and when its old holder is gone."""
-        self.console.hold_input()
+        held = self.console.hold_input()
         self.bob.registerProducer(Typing(self.events, "bob"), True)  # type: ignore[arg-type]
         self.assertEqual(self.taken(), ["alice waits", "bob waits"])
         self.alice.write(b"from alice ")
         self.alice.loseConnection()
         self.bob.write(b"from bob")
         self.assertEqual((self.guests.guest.typed, self.bob.unsent), (b"", 19))
-        self.console.release_input(b"h")
+        self.console.release_input(held, b"h")
         self.assertEqual(self.guests.guest.typed, b"hfrom alice from bob")
         self.assertEqual((self.taken(), self.bob.unsent), (["bob goes on"], 0))
 
     def test_both(self) -> None:
         """Who types goes on only when neither holds any more."""
-        self.console.hold_input()
+        held = self.console.hold_input()
         self.console.pauseProducing()
         self.bob.registerProducer(Typing(self.events, "bob"), True)  # type: ignore[arg-type]
         self.taken()
         self.console.resumeProducing()
         self.assertEqual(self.taken(), [])
         self.console.pauseProducing()
-        self.console.release_input(b"h")
+        self.console.release_input(held, b"h")
         self.assertNotIn("alice goes on", self.taken())
         self.console.resumeProducing()
         self.assertEqual(self.taken(), ["alice goes on", "bob goes on"])
 
     def test_ended_meanwhile(self) -> None:
         """A console that ends meanwhile gets no key."""
-        self.console.hold_input()
+        held = self.console.hold_input()
         self.guests.guest.end(ConsoleGone("gone"))
-        self.console.release_input(b"h")
+        self.console.release_input(held, b"h")
         self.assertEqual(self.guests.guest.typed, b"")
 
 
@@ -629,10 +629,10 @@ class SharedTests(PoolTestCase):
         """What is held for a guest counts as what it has not taken."""
         self.make_pool(linger=60.0)
         alice, _ = self.attached()
-        alice.console.hold_input()
+        held = alice.console.hold_input()
         alice.write(b"rm -rf")
         alice.loseConnection()
-        alice.console.release_input(b"h")
+        alice.console.release_input(held, b"h")
         self.assertEqual((self.guests.guest.open, self.guests.guest.typed), (False, b""))
 
     def test_leaves_at_once(self) -> None:

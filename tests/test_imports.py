@@ -30,6 +30,7 @@ COMMON = {
     "pki",
     "publickeys",
     "text",
+    "threads",
 }
 
 

@@ -45,6 +45,7 @@ from vmconsole.errors import (
     HostUnreachable,
     InputLost,
 )
+from vmconsole.hypervisor.libvirt_domains import GuestGone
 from vmconsole.hypervisor.libvirt_eventloop import LibvirtEventLoop
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.hypervisor.libvirt_stream import ConsoleAddress, ConsoleStream
@@ -688,6 +689,18 @@ class InputTests(ConsoleCase):
         protocol.transport.registerProducer(late, True)
         self.assertEqual(late.steered, ["stop"])
 
+    def test_confirmed_soon(self) -> None:
+        """Within a second the host is asked by itself whether it took a single key."""
+        protocol = self.open()
+        protocol.transport.write(b"x")
+        self.site.settle(0.9)
+        self.assertEqual(protocol.transport.unsent, 1)
+        self.site.settle(0.2)
+        self.assertEqual(protocol.transport.unsent, 0)
+        pings = self.connection().pings
+        self.site.settle(10)
+        self.assertEqual(self.connection().pings, pings)
+
     def test_write_after_the_end(self) -> None:
         """What is written after the end is dropped."""
         protocol = self.open()
@@ -858,9 +871,80 @@ class EndTests(ConsoleCase):
         self.stream().put(b"")
         del self.daemon.domains["1"]
         self.assertEqual(
-            self.ending(protocol, GuestStopped),
+            self.ending(protocol, GuestGone),
             "vm\\x1b is gone from node1: it was shut off, removed or moved.",
         )
+
+    def test_gone_with_news(self) -> None:
+        """What a transient domain's host told of it last says what became of it; also when that
+        was told before its console was opened again, it counts no more."""
+        for event, kind, text in (
+            ((5, 1), GuestStopped, "vm\\x1b was powered off."),
+            ((5, 2), GuestStopped, "vm\\x1b crashed."),
+            ((5, 4), GuestStopped, "vm\\x1b was saved to disk."),
+            ((5, 0), GuestStopped, "vm\\x1b was shut off."),
+            ((3, 1), GuestMoved, "vm\\x1b moved to another host."),
+            ((5, 3), GuestMoved, "vm\\x1b moved to another host."),
+        ):
+            protocol = self.open()
+            self.daemon.tell("1", event=event[0], detail=event[1])
+            self.stream().put(b"")
+            domain = self.daemon.domains.pop("1")
+            self.assertEqual(self.ending(protocol, kind), text)
+            self.daemon.domains["1"] = domain
+        protocol = self.open()
+        self.stream().put(b"")
+        self.assertIn("was closed by node1", self.ending(protocol, ConsoleTaken))
+
+    def test_news_is_late(self) -> None:
+        """What the host tells of it may come a little later than it is gone."""
+        protocol = self.open()
+        self.stream().put(b"")
+        domain = self.daemon.domains.pop("1")
+        self.site.settle(0.05)
+        self.assertEqual(protocol.reasons, [])
+        self.daemon.tell("1", event=5, detail=3)
+        self.assertEqual(self.ending(protocol, GuestMoved), "vm\\x1b moved to another host.")
+        self.daemon.domains["1"] = domain
+
+    def test_started_again(self) -> None:
+        """A domain that runs when it is looked at, and was started meanwhile, had stopped; one
+        that came back from a migration that failed had not."""
+        protocol = self.open()
+        self.stream().put(b"")
+        self.daemon.tell("1", event=5, detail=1)
+        self.daemon.tell("1", event=2, detail=0)
+        self.assertEqual(
+            self.ending(protocol, GuestStopped), "vm\\x1b was stopped, and started again."
+        )
+        protocol = self.open()
+        # That was late: it is from before.
+        self.daemon.tell("1", event=2, detail=0)
+        self.stream().put(b"")
+        self.ending(protocol, ConsoleTaken)
+        protocol = self.open()
+        self.daemon.tell("1", event=3, detail=1)
+        self.daemon.tell("1", event=4, detail=1)
+        self.stream().put(b"")
+        self.ending(protocol, ConsoleTaken)
+
+    def test_typed_until_the_reason(self) -> None:
+        """What is typed until it is known why the console ended goes nowhere and counts as lost;
+        who types too much of it is held back."""
+        protocol = self.open()
+        producer = Producer()
+        protocol.transport.registerProducer(producer, True)
+        self.stream().put(b"")
+        self.site.settle()
+        protocol.transport.write(b"lost")
+        self.assertEqual(protocol.transport.unsent, 4)
+        protocol.transport.write(bytes(17 * KIB))
+        self.assertEqual(producer.steered, ["pause"])
+        self.ending(protocol, ConsoleTaken)
+        self.assertEqual(producer.steered, ["pause", "stop"])
+        protocol.transport.write(b"late")
+        self.assertEqual(protocol.transport.unsent, 17 * KIB + 4)
+        self.assertEqual(self.domain.typed, b"")
 
     def test_taken(self) -> None:
         """A stream that breaks while the domain runs on was taken by force."""

@@ -11,6 +11,9 @@ import msgspec
 
 from vmconsole.errors import ConfigError
 
+# Bytes of a recording's file; less would be a file for each screen.
+_SMALLEST_FILE = 65536
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
@@ -68,12 +71,24 @@ class Console(_Section, frozen=True):
     scrollback: int = 65536
     linger: float = 60.0
     follow: float = 300.0
+    warm: tuple[str, ...] = ()
     takeover: bool = True
     handover_idle: float = 60.0
     guard: bool = True
     backlog: int = 1048576
     force: bool = False
     allow_break: bool = msgspec.field(default=False, name="break")
+
+
+class Recording(_Section, frozen=True):
+    """What is kept of what guests print. ``directory`` is absolute, or empty: nothing."""
+
+    directory: str = ""
+    required: bool = False
+    max_size: int = 0
+    max_age: float = 0.0
+    retain_age: float = 0.0
+    retain_bytes: int = 0
 
 
 class Limits(_Section, frozen=True):
@@ -98,6 +113,7 @@ class Config(_Section, frozen=True):
     engine: Engine = Engine()
     hosts: Hosts = Hosts()
     console: Console = Console()
+    recording: Recording = Recording()
     limits: Limits = Limits()
     state: State = State()
 
@@ -134,10 +150,12 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     except RuntimeError as error:
         raise ConfigError(f"{where}: state.directory: {error}") from error
     pki = config.hosts.pki and str(directory / config.hosts.pki)
+    recordings = config.recording.directory and str(directory / config.recording.directory)
     config = msgspec.structs.replace(
         config,
         state=State(directory=str(directory)),
         hosts=msgspec.structs.replace(config.hosts, pki=pki),
+        recording=msgspec.structs.replace(config.recording, directory=recordings),
     )
     try:
         _check(config)
@@ -183,6 +201,9 @@ def _check(config: Config) -> None:
         "console.linger": config.console.linger,
         "console.follow": config.console.follow,
         "console.handover_idle": config.console.handover_idle,
+        "recording.max_age": config.recording.max_age,
+        "recording.retain_age": config.recording.retain_age,
+        "recording.retain_bytes": config.recording.retain_bytes,
     }
     for key, value in not_negative.items():
         if not (value >= 0 and math.isfinite(value)):
@@ -191,6 +212,13 @@ def _check(config: Config) -> None:
         raise ConfigError("ssh.users is empty: nobody could log in. Name at least one.")
     if config.ssh.listen and not config.ssh.host_keys:
         raise ConfigError("ssh.host_keys is empty: name at least one file; it is made if missing.")
+    if config.recording.max_size and config.recording.max_size < _SMALLEST_FILE:
+        raise ConfigError(
+            f"recording.max_size = {config.recording.max_size}: {_SMALLEST_FILE} bytes is the "
+            "least; 0: no limit."
+        )
+    if config.recording.required and not config.recording.directory:
+        raise ConfigError("recording.required needs a recording.directory.")
     if config.engine.url:
         if not config.engine.url.startswith(("https://", "http://")):
             raise ConfigError(f"engine.url = {config.engine.url!r}: an https:// URL is needed.")

@@ -129,6 +129,9 @@ class IPermissions(Interface):
         """The consoles that the user may open. ``fresh`` passes by what is remembered of an
         earlier answer, unless the engine does not answer. Raises EngineError."""
 
+    async def user_ids() -> Sequence[str]:
+        """The ids of all users with a key, of whom there may be many. Raises EngineError."""
+
     def watch(
         blob: bytes,
         address: str,

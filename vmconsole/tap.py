@@ -21,6 +21,8 @@ from twisted.python.failure import Failure
 from vmconsole import __version__, config
 from vmconsole.audit import Audit
 from vmconsole.console.pool import ConsolePool
+from vmconsole.console.recording import Recordings
+from vmconsole.console.warm import WarmConsoles
 from vmconsole.engine.embedded.service import EmbeddedEngine
 from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
@@ -178,6 +180,21 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"vmconsole: {error}") from None
 
 
+def make_recordings(reactor: Any, settings: config.Recording) -> Recordings | None:
+    """What records consoles; None: they are not recorded."""
+    if not settings.directory:
+        return None
+    return Recordings(
+        reactor,
+        Path(settings.directory),
+        required=settings.required,
+        max_size=settings.max_size,
+        max_age=settings.max_age,
+        retain_age=settings.retain_age,
+        retain_bytes=settings.retain_bytes,
+    )
+
+
 def make_proxy(
     loaded: config.Config,
     reactor: Any,
@@ -208,7 +225,13 @@ def make_proxy(
         # The embedded engine tells of VMs that are off, too.
         placed_only=bool(loaded.engine.url),
     )
-    consoles = hosts.guest_observer = ConsolePool(hosts, reactor, loaded.console)
+    recordings = make_recordings(reactor, loaded.recording)
+    consoles = hosts.guest_observer = ConsolePool(hosts, reactor, loaded.console, recordings)
+    warm = None
+    if loaded.console.warm:
+        warm = hosts.guest_observer = WarmConsoles(
+            permissions, consoles, reactor, loaded.console.warm
+        )
     audit = Audit()
     commands = Commands(permissions, consoles, audit, reactor, loaded.escape_byte)
     realm = ConsoleRealm(
@@ -218,10 +241,14 @@ def make_proxy(
     factory = ConsoleSSHFactory(portal, loaded, audit, reactor, random)
 
     proxy = ConsoleProxy(reactor, loaded, factory, embedded)
-    # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts.
+    # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts. What
+    # consoles still print is recorded.
     expiry_watch = ExpiryWatch(reactor, loaded, files)
     hang_up = HangUp(reactor, files.reload if files else _nothing_to_reload)
-    for part in (hosts, embedded, files, expiry_watch, hang_up, permissions, consoles):
+    for part in (
+        *(hosts, embedded, files, expiry_watch, hang_up, permissions),
+        *(recordings, consoles, warm),
+    ):
         if part is not None:
             part.setServiceParent(proxy)
     for description in loaded.ssh.listen:

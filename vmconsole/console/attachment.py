@@ -58,6 +58,8 @@ class Party(msgspec.Struct, frozen=True):
     role: Role = "operator"
     watch: bool = False
     """Whether they want to watch only."""
+    hidden: bool = False
+    """Whether it is none of the people there: it is not listed, and has no part in the keyboard."""
     access: IAccess | None = None
     """None: whom no engine has to be asked about."""
 
@@ -112,12 +114,15 @@ class Attachment:
         protocol: Protocol,
         clock: IReactorTime,
         backlog: int,
+        force: bool = False,
         patient: bool = False,
     ) -> None:
-        """``patient``: who waits for as long as it takes until the console can be opened."""
+        """``force``: who takes the console from another program, until it is open. ``patient``: who
+        waits for as long as it takes until it can be opened."""
         self.console = console
         self.party = party
         self.role = party.role
+        self.force = force
         self.patient = patient
         self.opened: Deferred[None] = Deferred()
         """Fires once it has begun; fails with ConsoleError when it cannot."""
@@ -125,6 +130,8 @@ class Attachment:
         self.wants_keyboard = not party.watch
         self.since = self.typed_at = clock.seconds()
         self.has_begun = False
+        self.has_waited = False
+        """Whether a try to open the console has failed since they came."""
         self.bytes_in = 0
         """Bytes typed into the guest."""
         self.bytes_out = 0
@@ -142,30 +149,37 @@ class Attachment:
 
         An outage of the engine ends nothing, so it keeps nobody from going on either.
         """
+        as_it_was = msgspec.structs.replace(self.console.info, role=self.role)
         if self.party.access is None:
-            return self.console.info
+            return as_it_was
         try:
             return await self.party.access.locate()
         except EngineError:
-            return self.console.info
+            return as_it_was
 
     def begin(self) -> None:
         """The stream is open, for the first time or again."""
         if self.party.access is not None:
             self.party.access.begin(self)
+        if not self.party.hidden:
+            self.console.mark(f"{self.name} attached")
         if self.has_begun:
+            if self.has_keyboard:
+                self._mark_keyboard()
             self._screen.resumed()
             return
         self.has_begun = True
         self._protocol.makeConnection(self)
         if not self.disconnecting:
-            self.console.keyboard.join(self)
+            if not self.party.hidden:
+                self.console.keyboard.join(self)
             self._screen.begun()
         self.opened.callback(None)
 
     def refuse(self, error: Exception) -> None:
         """The stream cannot be opened: wait on, or give up."""
         if self.patient:
+            self.has_waited = True
             self._screen.waiting(str(error))
         else:
             self.console.detach(self)
@@ -221,6 +235,8 @@ class Attachment:
         # What was printed before is for the terminal of who had it then.
         self.console.flush()
         self._gets_queries = self.has_keyboard
+        if self.has_keyboard:
+            self._mark_keyboard()
         if self._gets_queries or self._sanitizer is not None:
             return
         # What was shown until now may have ended in the middle of a sequence.
@@ -230,6 +246,9 @@ class Attachment:
             self.show(_GIVE_UP + Sanitizer().feed(waiting))
         elif self._sanitizer.pending:
             self.show(_GIVE_UP)
+
+    def _mark_keyboard(self) -> None:
+        self.console.mark(f"{self.name} has the keyboard")
 
     def deliver(self, data: bytes) -> None:
         """Hand the guest's output to the user."""

@@ -76,6 +76,12 @@ def matching(consoles: Iterable[ConsoleInfo], text: str) -> list[ConsoleInfo]:
     ]
 
 
+def matching_names(consoles: Iterable[ConsoleInfo], patterns: Iterable[str]) -> list[ConsoleInfo]:
+    """Those whose name matches one of these shell patterns; the case counts."""
+    matchers = [_matcher(pattern) for pattern in patterns]
+    return [vm for vm in consoles if any(matches(vm.vm_name) for matches in matchers)]
+
+
 def _is_pattern(text: str) -> bool:
     return len(text) <= _LONGEST_PATTERN and any(char in text for char in "*?[")
 

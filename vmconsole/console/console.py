@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from vmconsole.console.attachment import Attachment
 from vmconsole.console.keyboard import Keyboard
+from vmconsole.console.recording import Recording
 from vmconsole.console.scrollback import Scrollback
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
 
@@ -53,6 +54,7 @@ class Console(Protocol):
         self.scrollback = Scrollback(scrollback)
         self.lost = 0
         """Bytes typed that the host had not confirmed when the stream ended."""
+        self.recording: Recording | None = None
         self._clock = clock
         self._linger = linger
         self._lingering: IDelayedCall | None = None
@@ -83,6 +85,8 @@ class Console(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """The guest printed: at once on a quiet line, gathered when it prints a lot."""
+        if self.recording is not None:
+            self.recording.write(data)
         self.scrollback.append(data)
         if self._flush is not None:
             self._gathered.append(data)
@@ -99,11 +103,16 @@ class Console(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The stream ended; what becomes of who is attached is its Follower's to say."""
+        self.flush()
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
-        self.flush()
-        self.lost = self.unsent
-        self.connected = 0
+        self.lost, held = self.unsent, self._kept
+        self.connected, self._kept = 0, None
+        if held is not None:
+            self.resumeProducing()
+        recording, self.recording = self.recording, None
+        if recording is not None:
+            recording.close()
         self.ended.callback(reason.value or ConnectionDone())
 
     def join(self, attachment: Attachment) -> None:
@@ -121,6 +130,8 @@ class Console(Protocol):
             return
         self.attachments.remove(attachment)
         self.remove_typing_producer(attachment)
+        if attachment.has_begun and not attachment.party.hidden:
+            self.mark(f"{attachment.name} left")
         self.keyboard.leave(attachment)
         if self.attachments:
             return
@@ -159,6 +170,11 @@ class Console(Protocol):
         else:
             self.give_up()
 
+    def mark(self, label: str) -> None:
+        """Note in the recording, if there is one, what happened."""
+        if self.recording is not None:
+            self.recording.mark(label)
+
     def tell(self, text: str) -> None:
         """Tell everybody who is on it."""
         for attachment in list(self.attachments):
@@ -191,15 +207,19 @@ class Console(Protocol):
         """Between hold_input and release_input."""
         return self._kept is not None
 
-    def hold_input(self) -> None:
-        """Whoever types now waits."""
-        self._kept = bytearray()
+    def hold_input(self) -> bytearray:
+        """Whoever types now waits, until ``release_input`` is called with the result."""
+        held = self._kept = bytearray()
         for producer in list(self._typing.values()):
             producer.pauseProducing()
+        return held
 
-    def release_input(self, first: bytes) -> None:
-        """``first`` is typed, and then what was held, whoever has the keyboard by now."""
-        data, self._kept = first + bytes(self._kept or b""), None
+    def release_input(self, held: bytearray, first: bytes) -> None:
+        """``first`` is typed, and then what was held, whoever has the keyboard by now; nothing,
+        when the stream has ended meanwhile."""
+        if held is not self._kept:
+            return
+        data, self._kept = first + bytes(held), None
         if self.is_open:
             self.transport.write(data)
         if self._takes_input:

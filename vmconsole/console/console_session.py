@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -25,6 +25,7 @@ from vmconsole.console import terminal
 from vmconsole.console.attachment import Attachment, Party
 from vmconsole.console.escape import Command, EscapeScanner, SysRq, escape_name
 from vmconsole.console.guard import shows_shell_prompt
+from vmconsole.console.guest_control import GuestControl
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.quiet import when_quiet
 from vmconsole.console.screen import Screen
@@ -78,6 +79,7 @@ class ConsoleSession(Protocol):
         self._told_connecting = False
         self._told_refusal = False
         self._waits_for = ""
+        self._guest_control = GuestControl(pool, clock, self._say, self._refuse)
         self._attachment: Attachment | None = None
         self._hint: IDelayedCall | None = None
         self._input_ended = False
@@ -178,13 +180,13 @@ class ConsoleSession(Protocol):
         if isinstance(reason, GuestStopped):
             # What its editor had set goes with it. Of other guests the screen stays as it is.
             attachment.show(terminal.RESET)
-        lost = attachment.console.lost
-        told = isinstance(reason, GuestStopped | InputLost)
-        also = f" {lost} bytes typed may be lost." if lost and not told else ""
+        # The first says so itself; and what a guest that stopped had not read matters no more.
+        told = isinstance(reason, InputLost | GuestStopped)
+        lost = 0 if told else attachment.console.lost
+        also = f" Bytes typed that may be lost: {lost}." if lost else ""
         self._told_refusal = False
         self.tell(
-            f"{reason}{also} Waiting up to {lasting(patience)} for the console of {self._name}. "
-            f"{self._how_to_leave()}"
+            f"{reason}{also} Waiting up to {lasting(patience)} for {self._name}; {self._leaves()}."
         )
 
     def resumed(self) -> None:
@@ -264,47 +266,14 @@ class ConsoleSession(Protocol):
             case Command.BREAK if self._attachment is not None:
                 self.send_break()
             case SysRq(key) if self._attachment is not None:
-                info = self._attachment.console.info
-                self._control(f"SysRq {key}", partial(self._pool.send_sysrq, info, key))
+                self._guest_control.send_sysrq(self._attachment, key)
             case _:
                 self._tell_help()
 
     def send_break(self) -> None:
         """The user wants BREAK on the line (RFC 4335, too)."""
         if self._attachment is not None:
-            info = self._attachment.console.info
-            self._control("BREAK", partial(self._pool.send_break, info))
-
-    def _control(self, what: str, send: Callable[[], Awaitable[bytes | None]]) -> None:
-        attachment = cast(Attachment, self._attachment)
-        if not attachment.console.is_open:
-            self._refuse(partial(self._say, f"{self._name} is away: {what} cannot be sent."))
-        elif not attachment.has_keyboard:
-            attachment.console.keyboard.refuse(attachment)
-        elif attachment.console.is_input_held:
-            self.transport.write(_BELL)
-        else:
-            attachment.typed_at = self._clock.seconds()
-            done = Deferred.fromCoroutine(self._send_control(attachment, what, send))
-            done.addErrback(
-                lambda failure: self._logger.failure("{what} failed", failure, what=what)
-            )
-
-    async def _send_control(
-        self, attachment: Attachment, what: str, send: Callable[[], Awaitable[bytes | None]]
-    ) -> None:
-        # Between BREAK and the key that completes a SysRq nobody may type anything else.
-        typed = None
-        attachment.console.hold_input()
-        try:
-            typed = await send()
-            told = f"{what} was sent."
-        except ConsoleError as error:
-            told = str(error)
-        finally:
-            attachment.console.release_input(typed or b"")
-        if self._attachment is attachment:
-            self._say(told)
+            self._guest_control.send_break(self._attachment)
 
     def _leaves_shell_open(self) -> bool:
         attachment = self._attachment
@@ -377,6 +346,11 @@ class ConsoleSession(Protocol):
                 "keyboard, n keep it, r replay, b BREAK, s and a key SysRq, z stty size, "
                 f"{key} sends {key}, ? this help"
             )
+
+    def _leaves(self) -> str:
+        if self._escape is None:
+            return "ending ssh leaves: Enter, ~, dot"
+        return f"{escape_name(self._escape)} . leaves"
 
     def _how_to_leave(self) -> str:
         if self._escape is None:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from vmconsole.console.attachment import Attachment
 from vmconsole.console.console import Console
+from vmconsole.console.recording import Recording, Recordings
 from vmconsole.errors import ConsoleError, ConsoleGone, ConsoleInterrupted, ConsoleUnavailable
 from vmconsole.interfaces import ConsoleInfo, GuestNews, IConsoleEndpoints
 from vmconsole.text import lasting, printable
@@ -23,6 +24,8 @@ _Found = dict[Attachment, ConsoleInfo | None]
 
 # Seconds until the next try: 0.25, 0.5, 1, 2, 4, and then every 5.
 _delay = backoffPolicy(initialDelay=0.25, maxDelay=5.0, factor=2.0, jitter=lambda: 0.0)
+# A stream that was opened again, and ends within so many seconds, is not opened at once.
+_BRIEF = 0.5
 
 
 class Follower:
@@ -42,6 +45,7 @@ class Follower:
         endpoints: IConsoleEndpoints,
         clock: IReactorTime,
         patience: float,
+        recordings: Recordings | None,
     ) -> None:
         self.done: Deferred[None] = Deferred()
         """Fires when nobody wants the console any more, or when it is over for good."""
@@ -49,14 +53,12 @@ class Follower:
         self._endpoints = endpoints
         self._clock = clock
         self._patience = patience
+        self._recordings = recordings
         self._until = 0.0
         self._failures = 0
         self._paused = False
         self._begun = False
         self._known: ConsoleInfo | None = None
-        self._force = False
-        # Somebody waits for another try: with force, which this one does not use.
-        self._again = False
         self._pause: Deferred[None] | None = None
         self._awaited: Deferred[object] | None = None
         console.give_up = self.stop
@@ -67,22 +69,17 @@ class Follower:
         if self._awaited is not None:
             self._awaited.cancel()
 
-    def open(self, known: ConsoleInfo, force: bool) -> None:
-        """Open it now, if it is not open: somebody came who was just told where it stands.
-
-        ``force`` takes it from another program, by the first try that succeeds.
-        """
+    def open(self, known: ConsoleInfo) -> None:
+        """Open it now, if it is not open: somebody came who was just told where it stands."""
         if self.console.is_open:
             return
+        self._known = known
         if not self._begun:
-            self._begun, self._known, self._force = True, known, force
+            self._begun = True
             following = Deferred.fromCoroutine(self._follow())
             following.addErrback(self._failed).chainDeferred(self.done)
         elif self._pause is not None:
-            self._known, self._force = known, force
             self._pause.callback(None)
-        elif force and not self._force:
-            self._known, self._again = known, True
 
     def guest_changed(self, news: GuestNews) -> None:
         """The guest was paused, or runs: tell it, or try now."""
@@ -92,55 +89,98 @@ class Follower:
         elif self.console.is_open and self._paused:
             self._paused = False
             self.console.tell(f"{self._name} runs again.")
-        elif self._pause is not None and news.runs:
+        elif news.runs:
             # The engine may hear of it a moment later than we.
             self._failures = 0
-            self._pause.callback(None)
+            if self._pause is not None:
+                self._pause.callback(None)
 
     async def _follow(self) -> None:
         while True:
+            force = self._force
             try:
-                await self._open()
+                await self._open(force)
             except ConsoleError as error:
-                self._force, self._again, again = self._again, False, self._again
-                if again:
+                if self._force and not force:
+                    # Somebody came meanwhile who would take it.
                     continue
                 self._not_opened(error)
                 if not self.console.attachments:
                     return
-                delay, self._failures = _delay(self._failures), self._failures + 1
-                await self._wait(delay)
             else:
-                self._failures = 0
-                self._force = self._again = self._paused = False
+                self._known, self._paused = None, False
+                opened = self._clock.seconds()
+                is_first = not self._until
                 if not self._interrupted(await self._result_of(self.console.ended)):
                     return
+                if is_first or self._clock.seconds() - opened >= _BRIEF:
+                    self._failures = 0
+                    continue
+            delay, self._failures = _delay(self._failures), self._failures + 1
+            await self._wait(delay)
 
-    async def _open(self) -> None:
+    @property
+    def _force(self) -> bool:
+        # Never by somebody from whom it was taken.
+        return any(each.force and not each.has_begun for each in self.console.attachments)
+
+    async def _open(self, force: bool) -> None:
         """Raises ConsoleError."""
         console = self.console
         known, self._known = self._known, None
         found = await self._locate(
-            each for each in console.attachments if each.has_begun or known is None
+            each
+            for each in console.attachments
+            if each.has_begun or each.has_waited or known is None
         )
         place = next((info for info in found.values() if info is not None), known)
         if place is None:
             raise ConsoleUnavailable(f"{self._name} is not there: not running, or gone.")
         # A VM that moves may be missing for a moment: one more look.
         found |= await self._locate(each for each, info in found.items() if info is None)
-        endpoint = self._endpoints.console_endpoint(place, self._force)
-        await self._result_of(connectProtocol(cast(IStreamClientEndpoint, endpoint), console))
+        endpoint = self._endpoints.console_endpoint(place, force)
+        recording = console.recording = await self._record(place)
+        try:
+            await self._result_of(connectProtocol(cast(IStreamClientEndpoint, endpoint), console))
+        except BaseException:
+            if recording is not None:
+                recording.close()
+            console.recording = None
+            raise
         self._admit(found)
         console.begin(place)
 
     async def _locate(self, attachments: Iterable[Attachment]) -> _Found:
         asked = list(attachments)
-        answers = gatherResults([Deferred.fromCoroutine(each.locate()) for each in asked])
+        answers = gatherResults(
+            [Deferred.fromCoroutine(each.locate()) for each in asked], consumeErrors=True
+        )
         try:
             found: list[ConsoleInfo | None] = await self._result_of(answers)
         except FirstError as error:
             error.subFailure.raiseException()
         return dict(zip(asked, found, strict=True))
+
+    async def _record(self, place: ConsoleInfo) -> Recording | None:
+        """Raises ConsoleError when there must be a recording, and there can be none."""
+        if self._recordings is None:
+            return None
+        try:
+            recording = await self._result_of(self._recordings.open(place))
+        except ConsoleError:
+            if self._recordings.required:
+                raise
+            return None
+        recording.failed.addCallback(self._recording_failed, recording)
+        return recording
+
+    def _recording_failed(self, why: str, recording: Recording) -> None:
+        if self.console.recording is recording:
+            self.console.recording = None
+            if self._recordings is not None and self._recordings.required:
+                self.console.end(Failure(ConsoleGone(why)))
+            else:
+                self.console.tell(why)
 
     def _admit(self, found: _Found) -> None:
         for attachment, info in found.items():
@@ -166,7 +206,10 @@ class Follower:
             self.console.end(Failure(reason))
         self._until = self._clock.seconds() + self._patience
         for attachment in list(self.console.attachments):
-            attachment.interrupt(cast(ConsoleInterrupted, reason), self._patience)
+            if attachment.has_begun:
+                attachment.interrupt(cast(ConsoleInterrupted, reason), self._patience)
+            else:
+                attachment.refuse(cast(ConsoleInterrupted, reason))
         return bool(self.console.attachments)
 
     async def _wait(self, seconds: float) -> None:

@@ -16,6 +16,7 @@ from vmconsole.console.attachment import Attachment, Party
 from vmconsole.console.console import Console
 from vmconsole.console.follow import Follower
 from vmconsole.console.keyboard import Keyboard
+from vmconsole.console.recording import Recordings
 from vmconsole.errors import ConsoleGone
 from vmconsole.interfaces import ConsoleInfo, GuestNews, IConsoleEndpoints, IGuestObserver
 from vmconsole.text import printable
@@ -26,9 +27,14 @@ class ConsolePool(Service):
     """Each VM's console at most once, whoever is attached to it."""
 
     def __init__(
-        self, endpoints: IConsoleEndpoints, clock: IReactorTime, settings: Settings
+        self,
+        endpoints: IConsoleEndpoints,
+        clock: IReactorTime,
+        settings: Settings,
+        recordings: Recordings | None = None,
     ) -> None:
         self._endpoints = endpoints
+        self._recordings = recordings
         self._clock = clock
         self.settings = settings
         self._followers: dict[str, Follower] = {}
@@ -61,10 +67,10 @@ class ConsolePool(Service):
         follower = self._followers.get(info.vm_id) or self._follow(info)
         console = follower.console
         attachment = Attachment(
-            console, party, protocol, self._clock, self.settings.backlog, patient
+            console, party, protocol, self._clock, self.settings.backlog, force, patient
         )
         console.join(attachment)
-        follower.open(info, force)
+        follower.open(info)
         try:
             await attachment.opened
         except CancelledError:
@@ -102,7 +108,9 @@ class ConsolePool(Service):
         console = Console(
             info, self._clock, keyboard, self.settings.scrollback, self.settings.linger
         )
-        follower = Follower(console, self._endpoints, self._clock, self.settings.follow)
+        follower = Follower(
+            console, self._endpoints, self._clock, self.settings.follow, self._recordings
+        )
         self._followers[info.vm_id] = follower
         follower.done.addCallback(lambda _: self._forget(follower))
         return follower

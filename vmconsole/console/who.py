@@ -11,7 +11,8 @@ from vmconsole.text import lasting
 
 def describe_all(console: Console, now: float) -> Iterator[str]:
     """A line for each who is attached, the one with the keyboard first."""
-    attachments = sorted(console.attachments, key=lambda each: (not each.has_keyboard, each.since))
+    people = [each for each in console.attachments if not each.party.hidden]
+    attachments = sorted(people, key=lambda each: (not each.has_keyboard, each.since))
     for attachment in attachments:
         yield describe(attachment, now)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from twisted.internet.defer import Deferred
@@ -121,6 +121,14 @@ class AuthorizedKeys:
     async def fresh(self) -> Index:
         """What the engine just said. Raises EngineError."""
         return await self._last.fresh()
+
+    async def user_ids(self) -> Sequence[str]:
+        """See IPermissions."""
+        users = list((await self.fresh()).users.values())
+        found: dict[str, None] = {}
+        steps = (found.setdefault(user.id) for user in users if user is not None)
+        await in_slices(steps, self._clock)
+        return list(found)
 
     async def _answer_for(self, blob: bytes) -> Answer[Index]:
         index = self._last.value

@@ -71,6 +71,11 @@ class Permissions(Service):
         """See IPermissions."""
         return await self._consoles.consoles(user_id, fresh)
 
+    async def user_ids(self) -> Sequence[str]:
+        """See IPermissions."""
+        ids: Sequence[str] = await self._keys.user_ids()
+        return ids
+
     def watch(
         self,
         blob: bytes,

@@ -15,6 +15,7 @@ from twisted.python.threadpool import ThreadPool
 from vmconsole.errors import HostUnreachable
 from vmconsole.hypervisor.libvirt_eventloop import IHostReactor
 from vmconsole.text import printable
+from vmconsole.threads import DaemonThreadPool
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class HostThreads:
     ) -> None:
         self._reactor = reactor
         self._host = host
-        self._pool = (make_pool or _DaemonThreadPool)(0, _BASE, f"host {host}")
+        self._pool = (make_pool or DaemonThreadPool)(0, _BASE, f"host {host}")
         self._lent = 0
         self._stuck = 0
         self._waiting: set[Deferred[Any]] = set()
@@ -127,13 +128,3 @@ class HostThreads:
 
     def _stopping(self) -> HostUnreachable:
         return HostUnreachable("vmconsole is stopping.")
-
-
-class _DaemonThread(Thread):
-    # A call that hangs in libvirt must not keep the process.
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, daemon=True, **options)
-
-
-class _DaemonThreadPool(ThreadPool):
-    threadFactory = _DaemonThread

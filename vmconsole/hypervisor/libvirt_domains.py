@@ -19,6 +19,7 @@ _PAUSED, _SHUT_OFF, _CRASHED, _PM_SUSPENDED = 3, 5, 6, 7
 _MOVED = ((_PAUSED, 2), (_SHUT_OFF, 4))
 # virDomainEventType and its details.
 _STARTED, _SUSPENDED, _RESUMED, _STOPPED = 2, 3, 4, 5
+_NOTHING = (-1, -1)
 _SUSPENDED_MIGRATED = (_SUSPENDED, 1)
 _PAUSES = {
     (_SUSPENDED, 0): "is paused",
@@ -42,6 +43,10 @@ _CONSOLE_KINDS = {"unix": "a unix socket", "tcp": "a TCP socket", "udp": "a UDP 
 
 LifecycleEvent = tuple[int, int]
 """A virDomainEventType, and its detail."""
+
+
+class GuestGone(GuestStopped):
+    """Its host does not know it, and has told nothing of it; that may come a moment later."""
 
 
 def list_domains(connection: Any) -> list[Domain]:
@@ -71,10 +76,12 @@ def console_ending(
     domain = _lookup(connection, console.vm_id)
     state = None if domain is None else _state(domain)
     told = _state_told(last)
+    if last is not None and last[0] == _STARTED:
+        return GuestStopped(f"{name} was stopped, and started again.")
     if state is None or told in _MOVED:
         state = told
     if state is None:
-        return GuestStopped(f"{name} is gone from {host}: it was shut off, removed or moved.")
+        return GuestGone(f"{name} is gone from {host}: it was shut off, removed or moved.")
     if state in _MOVED:
         return GuestMoved(f"{name} moved to another host.")
     if state[0] == _CRASHED:
@@ -82,6 +89,14 @@ def console_ending(
     if state[0] == _SHUT_OFF:
         return GuestStopped(f"{name} {_SHUT_OFF_REASONS.get(state[1], 'was shut off')}.")
     return None
+
+
+def after(before: LifecycleEvent | None, event: LifecycleEvent) -> LifecycleEvent:
+    """The last event that counts: a start does only behind a stop. It may come when the console of
+    the domain that was started is open already."""
+    if event[0] == _STARTED and (before is None or before[0] != _STOPPED):
+        return before or _NOTHING
+    return event
 
 
 def news(event: LifecycleEvent) -> GuestNews | None:

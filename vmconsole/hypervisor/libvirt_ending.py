@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.task import deferLater
 
 from vmconsole.errors import ConsoleGone, ConsoleTaken, HostLost, InputLost
-from vmconsole.hypervisor.libvirt_domains import console_ending
+from vmconsole.hypervisor.libvirt_domains import GuestGone, console_ending
 from vmconsole.hypervisor.libvirt_errors import connection_lost
 from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Seconds for finding out why a console ended, and when to look whether its domain changed.
 EXPLAINING = 2.0
 _LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6)
+# The first look by which what the host tells of a domain has come.
+_NEWS = 2
 # Seconds without an answer that make a guest a stuck one.
 _STUCK = 5.0
 
@@ -62,13 +64,13 @@ class Ending:
 
     async def _look(self, pauses: Iterable[float], running: str) -> ConsoleGone:
         """What became of the domain; ConsoleTaken, with the text ``running``, if nothing did."""
-        for pause in pauses:
-            # A console ends a little before its domain does.
+        for number, pause in enumerate(pauses):
+            # A console ends a little before its domain does, and before its events come.
             await deferLater(self._host.reactor, pause, lambda: None)
             last = self._host.last_events.get(self._console.vm_id)
             ending = await self._host.ask(
                 partial(console_ending, console=self._console, last=last), EXPLAINING
             )
-            if ending is not None:
+            if ending is not None and (number >= _NEWS or not isinstance(ending, GuestGone)):
                 return ending
         return ConsoleTaken(running)

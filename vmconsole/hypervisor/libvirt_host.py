@@ -20,7 +20,7 @@ from vmconsole.errors import ConfigError, ConsoleGone, ConsoleUnavailable, HostU
 from vmconsole.hypervisor.host_threads import HostThreads
 from vmconsole.hypervisor.libvirt_connection import Connection
 from vmconsole.hypervisor.libvirt_control import Control
-from vmconsole.hypervisor.libvirt_domains import LifecycleEvent, list_domains, news
+from vmconsole.hypervisor.libvirt_domains import LifecycleEvent, after, list_domains, news
 from vmconsole.hypervisor.libvirt_errors import host_unreachable
 from vmconsole.hypervisor.libvirt_eventloop import IHostReactor, LibvirtEventLoop
 from vmconsole.hypervisor.libvirt_guest import send_break, send_sysrq
@@ -48,6 +48,8 @@ _UNUSED = 60.0
 # libvirtd up to so long to find out.
 _CLEAN = 1.0
 _BELIEVING = 30.0
+# Domains of a host of which the last event is kept.
+_EVENTS = 1000
 
 MakePool = Callable[[int, int, str], ThreadPool]
 
@@ -77,7 +79,7 @@ class Host:
         self.uri = uri
         self.timeout = timeout
         self.last_events: dict[str, LifecycleEvent] = {}
-        """The last one of each domain that has, or had a moment ago, a console open here."""
+        """The last one of each domain, since its console was opened here; of the newest ones."""
         self.threads = HostThreads(reactor, name, make_pool)
         self._pki = pki
         self._news = news
@@ -206,8 +208,10 @@ class Host:
             control.stop()
 
     def _changed(self, vm_id: str, event: LifecycleEvent) -> None:
-        if any(stream.console.vm_id == vm_id for stream in self._streams):
-            self.last_events[vm_id] = event
+        before = self.last_events.pop(vm_id, None)
+        self.last_events[vm_id] = after(before, event)
+        if len(self.last_events) > _EVENTS:
+            del self.last_events[next(iter(self.last_events))]
         told = news(event)
         if told is not None:
             self._news(vm_id, told)

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import ConnectionDone, NoProtocol
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IProducer,
     IProtocol,
     IProtocolFactory,
@@ -47,6 +48,10 @@ _LEAVING = 5.0
 _PATIENCE = 0.5
 _LONG_PATIENCE = 2.0
 _RETRY = 0.2
+
+# Seconds from what was typed until the host is asked whether it took it: so that what is told to be
+# lost is little, and true.
+_CONFIRM = 1.0
 
 # Bytes.
 _BURST = 262144
@@ -131,6 +136,7 @@ class ConsoleStream:
         self._credit = Credit()
         self._asked_at = 0.0
         self._confirming = False
+        self._confirm_later: IDelayedCall | None = None
         self._producer: IPushProducer | None = None
         self._paused = False
         self._open = True
@@ -180,6 +186,10 @@ class ConsoleStream:
             self._confirming = False
             self._queue += data
             self._send()
+        elif self._protocol is not None:
+            # It is not told yet that this has ended. What is typed until then is lost, and counted.
+            self._queue += data
+            self._steer_producer()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.write(b"".join(data))
@@ -279,7 +289,13 @@ class ConsoleStream:
         except self._errors as error:
             self._finish(self._why_broken(error)())
             return
+        if self._confirm_later is None and self._credit.unanswered:
+            self._confirm_later = self._host.reactor.callLater(_CONFIRM, self._confirm_now)
         self._steer_producer()
+
+    def _confirm_now(self) -> None:
+        self._confirm_later = None
+        self.confirm()
 
     def _ask(self) -> None:
         if self._credit.ask(self._confirming):
@@ -335,6 +351,8 @@ class ConsoleStream:
         if not self._open:
             return
         self._open = False
+        if self._confirm_later is not None:
+            self._confirm_later.cancel()
         self._line.stop()
         self._host.console_ended(self)
         self._line.connection.closed.addCallback(lambda _: self._host.console_closed(self))

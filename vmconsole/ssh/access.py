@@ -8,7 +8,7 @@ import msgspec
 
 from vmconsole.audit import Audit, Login
 from vmconsole.console.attachment import Attachment
-from vmconsole.errors import ConsoleError
+from vmconsole.errors import ConsoleError, EngineUnreachable
 from vmconsole.interfaces import ConsoleInfo, IPermissions, IWatch
 
 
@@ -41,14 +41,18 @@ class Access:
         """See IAccess."""
         found = await self._permissions.consoles(self._login.user.id, fresh=True)
         self._stale(found.answered)
-        return next((vm for vm in found.consoles if vm.vm_id == self._console.vm_id), None)
+        place = next((vm for vm in found.consoles if vm.vm_id == self._console.vm_id), None)
+        if place is None and found.answered is not None:
+            # An old answer, which serves while the engine gives none, takes nothing away.
+            raise EngineUnreachable("The engine does not answer.")
+        return place
 
     def begin(self, attachment: Attachment) -> None:
         """See IAccess."""
         console = msgspec.structs.replace(attachment.console.info, role=attachment.role)
         tell = self._audit.resumed if self._begun else self._audit.attached
         tell(self._login, self._channel, console)
-        self._begun = True
+        self._begun, self._console = True, console
         self._stop_looking = self._watch.console(console, attachment.revoke, attachment.change_role)
 
     def pause(self, reason: str) -> None:

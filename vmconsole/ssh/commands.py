@@ -268,7 +268,7 @@ class Commands:
 
     def _party(self, user: UserSession, console: ConsoleInfo, access: Access, watch: bool) -> Party:
         name = printable(user.login.user.name)
-        return Party(name, user.login.address, console.role, watch, access)
+        return Party(name, user.login.address, console.role, watch, access=access)
 
 
 def _need_terminal(user: UserSession) -> None:
