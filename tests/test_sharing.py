@@ -407,6 +407,26 @@ class FlowTests(SharingTestCase):
         self.assertEqual(slow.output.count(b" took it."), 600)
 
 
+class CloggedTests(SharingTestCase):
+    """A guest that takes no input."""
+
+    def test_no_more(self) -> None:
+        """When more waits for it than two clients can send at once, what else is typed goes
+        nowhere, and who types is told, once."""
+        alice = self.on(self.alice)
+        self.lines(alice)
+        self.guests.guest.unsent = 262145
+        self.type(alice, b"a")
+        self.type(alice, b"b")
+        shown = self.new(alice)
+        self.assertEqual(shown.count(b"\x07"), 2)
+        self.assertEqual(shown.count(b"[vmconsole: vm1 takes no input: what you type now"), 1)
+        self.assertEqual(self.typed, b"")
+        self.guests.guest.unsent = 262144
+        self.type(alice, b"c")
+        self.assertEqual(self.typed, b"c")
+
+
 class ReplayTests(SharingTestCase):
     """``^] r`` and who comes later."""
 

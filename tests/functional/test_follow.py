@@ -144,6 +144,23 @@ class GuestTests(FollowCase):
         await self.works(ssh, b"<after>")
 
 
+    async def test_stuck(self) -> None:
+        """A guest that takes no input for so long that its host drops the connection: it is said
+        what may be lost, and the console comes back by itself."""
+        ssh = await self.attach()
+        await self.works(ssh, b"<before>")
+        await self.on(self.lab.node1.suspend, "wanderer")
+        ssh.type(b"x" * 40_000)
+        await ssh.expect(
+            rb"wanderer took no input for \d+ s, and node1's libvirtd dropped the connection; "
+            rb"\d+ bytes typed may be lost\.",
+            patience=60,
+        )
+        await self.back(ssh)
+        await self.on(self.lab.node1.resume, "wanderer")
+        await self.works(ssh, b"<after>")
+
+
 class HostTests(FollowCase):
     """What happens to its host."""
 

@@ -23,6 +23,8 @@ _CONFIRMED = 1.0
 # Output goes on at once, so many times in so many seconds; a guest that prints more often than
 # that has its output gathered for as long, until it pauses.
 _AT_ONCE = 32
+# Bytes typed that wait for a guest which takes no input.
+_CLOGGED = 262144
 _GATHER = 0.004
 
 
@@ -201,6 +203,12 @@ class Console(Protocol):
         """Bytes typed that the guest's host has not confirmed."""
         unsent = cast(int, self.transport.unsent) if self.is_open else 0
         return unsent + len(self._kept or b"")
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether more waits for the guest than the windows of two clients hold: nothing more is
+        kept, lest everybody who comes and goes adds to it."""
+        return self.unsent > _CLOGGED
 
     @property
     def is_input_held(self) -> bool:

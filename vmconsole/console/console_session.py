@@ -312,6 +312,9 @@ class ConsoleSession(Protocol):
             cast(IPushProducer, self.transport).pauseProducing()
         elif attachment is None or not attachment.console.is_open:
             self._refuse(partial(self._say, f"{self._name} is away: what you type goes nowhere."))
+        elif attachment.has_keyboard and attachment.console.is_clogged:
+            text = f"{self._name} takes no input: what you type now goes nowhere."
+            self._refuse(partial(self._say, text))
         elif attachment.has_keyboard:
             self._told_refusal = False
             attachment.write(data)

@@ -285,10 +285,10 @@ class ConsoleStream:
                     break
                 del self._queue[:taken]
                 self._credit.sent(taken)
-                self._ask()
         except self._errors as error:
             self._finish(self._why_broken(error)())
             return
+        self._ask()
         if self._confirm_later is None and self._credit.unanswered:
             self._confirm_later = self._host.reactor.callLater(_CONFIRM, self._confirm_now)
         self._steer_producer()
@@ -305,7 +305,6 @@ class ConsoleStream:
     def _answered(self, _result: None) -> None:
         self._credit.answered()
         if self._open:
-            self._ask()
             self._send()
 
     def _steer_producer(self) -> None:
