@@ -58,6 +58,7 @@ class RecordingTests(RecordedCase):
         It has what the guest printed, whole characters, and who came, left and had the keyboard;
         what was typed only as the guest echoed it."""
         alice = await self.attach(self.alice)
+        await alice.expect(rb" It is recorded\. To leave: ")
         alice.type("déjà\r".encode())
         await alice.expect("déjà".encode())
         bob = await self.attach(self.bob)

@@ -140,7 +140,8 @@ class ConsoleSession(Protocol):
         """The console is open."""
         self._attachment = attachment
         host = printable(attachment.console.info.host)
-        self._say(f"{self._name} on {host}. {self._how_to_leave()}")
+        recorded = " It is recorded." if attachment.console.recording is not None else ""
+        self._say(f"{self._name} on {host}.{recorded} {self._how_to_leave()}")
 
     def begun(self, attachment: Attachment) -> None:
         """The user is on it, and knows who has the keyboard."""
