@@ -164,7 +164,7 @@ class ClientChannel(channel.SSHChannel):
 class SSHPair:
     """Our server with doubles behind its seams, and a client that the test plays."""
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, recordings: Any = None) -> None:
         self.clock = Clock()
         # A guest that is left is closed at once, so that a test sees it.
         self.config = config or Config(console=ConsoleSettings(linger=0.0))
@@ -178,7 +178,7 @@ class SSHPair:
             placed_only=bool(settings.url),
         )
         self.guests = Guests()
-        self.pool = ConsolePool(self.guests, self.clock, self.config.console)
+        self.pool = ConsolePool(self.guests, self.clock, self.config.console, recordings)
         self.events = Events()
         self.audit = Audit(Logger("vmconsole.audit", observer=self.events))
         self.commands = Commands(

@@ -24,16 +24,18 @@ class LogTests(SharingTestCase):
         return channel
 
     def test_log(self) -> None:
-        """It prints what is kept, or the last bytes of that, as it is, without a pty; the console
-        is not touched."""
+        """It prints what is kept, or the last bytes of that, without a pty; raw as it is, else
+        without what a terminal would answer; the console is not touched."""
         self.on(self.alice)
         raw = QUERY + b"one\r\n\xfftwo"
         self.guests.guest.print(raw)
         for line, output in (
-            (b"log vm1", raw),
-            (b"log vm1 --bytes 4", raw[-4:]),
+            (b"log vm1", b"one\r\n\xfftwo"),
+            (b"log vm1 --raw", raw),
+            (b"log vm1 --bytes 4 --raw", raw[-4:]),
+            (b"log vm1 --bytes 3", b"two"),
             (b"log vm1 --bytes 0", b""),
-            (b"log id-vm1 --bytes 999999999999999999999999", raw),
+            (b"log id-vm1 --raw --bytes 999999999999999999999999", raw),
         ):
             log = self.bob.run(line)
             self.assertEqual((log.output, log.error, log.status), (output, b"", 0))
@@ -77,19 +79,22 @@ class LogTests(SharingTestCase):
         self.assertEqual((log.output, log.status), (b"", 0))
 
     def test_follow(self) -> None:
-        """``--follow`` goes on with what comes, as it is, with no line of ours; Alice keeps the
+        """``--follow`` goes on with what comes, raw as it is, with no line of ours; Alice keeps the
         keyboard, and Bob's leaving is none of her business."""
         alice = self.on(self.alice)
         self.guests.guest.print(b"one ")
         self.guests.guest.print(b"two ")
-        log = self.follow(b"log vm1 --bytes 6 --follow")
+        log = self.follow(b"log vm1 --bytes 6 --follow --raw")
+        harmless = self.follow(b"log vm1 --bytes 6 --follow")
         self.guests.guest.print(QUERY)
         self.passes(1)
         self.type(log, b"lost")
         self.type(alice, b"\x1dt\x1dr")
         self.assertEqual(log.output, b"e two " + QUERY)
+        self.assertEqual(harmless.output, b"e two ")
         self.lines(alice)
         self.bob.connection.sendClose(log)
+        self.bob.connection.sendClose(harmless)
         self.flush()
         self.assertTrue(log.gone)
         self.assertEqual(self.lines(alice), [])

@@ -349,18 +349,20 @@ class ScrollbackTests(SharedCase):
         await self.leave(second)
 
     async def test_log(self) -> None:
-        """``log VM`` prints what is kept, ``--bytes`` the end of it, byte for byte; a console that
-        is not open has none."""
+        """``log VM`` prints what is kept, ``--bytes`` the end of it, ``--raw`` byte for byte; a
+        console that is not open has none."""
         error = await self.command(self.bob, "log", "light1", status=1)
         self.assertRegex(error, rb"^ERROR: Nothing is kept of light1: nobody has its console open")
         ssh = await self.attach(self.bob)
         await self.types(ssh, b"kept " + QUERY + b"\x00\xff")
-        kept = await self.command(self.alice, "log", "light1")
+        kept = await self.command(self.alice, "log", "light1", "--raw")
         self.assertTrue(kept.endswith(b"kept " + QUERY + b"\x00\xff"), kept)
-        self.assertEqual(await self.command(self.bob, "log light1 --bytes 4"), b"[c\x00\xff")
+        harmless = await self.command(self.alice, "log", "light1")
+        self.assertTrue(harmless.endswith(b"kept \xff"), harmless)
+        self.assertEqual(await self.command(self.bob, "log light1 --raw --bytes 4"), b"[c\x00\xff")
         self.assertEqual(await self.command(self.bob, "log light1 --bytes 0"), b"")
         await self.leave(ssh)
-        self.assertEqual(await self.command(self.bob, "log --bytes=4 light1"), b"[c\x00\xff")
+        self.assertEqual(await self.command(self.bob, "log --bytes=4 light1 --raw"), b"[c\x00\xff")
 
     async def test_follow(self) -> None:
         """``log --follow`` goes on with what is printed, and nothing else, until Ctrl-C, or until

@@ -22,7 +22,8 @@ _CTRL_C = b"\x03"
 
 class Tail(Protocol):
     """The protocol on an Attachment: copies the last ``size`` bytes of what was printed (None: all
-    that is kept) to ``output``, and then what comes; as it is, unless that is a terminal.
+    that is kept) to ``output``, and then what comes; as it is when ``raw``, else without what would
+    make a terminal answer, since it may end up on one.
 
     ``ended`` fires with the reason.
     """
@@ -32,13 +33,16 @@ class Tail(Protocol):
         output: IConsumer,
         size: int | None,
         notify: Callable[[str], None],
+        raw: bool = False,
         on_terminal: bool = False,
     ) -> None:
-        """``notify`` is told that the console was interrupted, and that it is back."""
+        """``notify`` is told that the console was interrupted, and that it is back; a terminal is
+        set back in the end."""
         self._output = output
         self._notify = notify
         self._size = size
-        self._sanitizer = Sanitizer() if on_terminal else None
+        self._sanitizer = None if raw else Sanitizer()
+        self._on_terminal = on_terminal
         self._opening: Deferred[Attachment] | None = None
         self._why = ""
         self.left = False
@@ -97,7 +101,7 @@ class Tail(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The console ended, or was left."""
         self._output.unregisterProducer()
-        if self._sanitizer is not None:
+        if self._on_terminal:
             self._output.write(RESET)
         self.ended.callback(self._why if reason.check(ConnectionDone) else str(reason.value))
 

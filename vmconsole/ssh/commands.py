@@ -37,8 +37,10 @@ vmconsole {version}: the serial consoles of your VMs.
                                       the same, also by exactly this id or name; --wait waits until
                                       VM runs; --force takes it from another program on its host
   ... watch VM                        the same, only to watch
-  ... log VM [--bytes N] [--follow]   what VM printed last, while somebody had it open; needs no
-                                      terminal; --follow goes on
+  ... log VM [--bytes N] [--follow] [--raw]
+                                      what VM printed last, while somebody had it open; needs no
+                                      terminal; --follow goes on; --raw leaves in what a terminal
+                                      would answer
   ... who [VM]                        who is on the consoles of your VMs
   ... list [--format plain|json]      your VMs; needs no terminal
   ... info                            who you are to this proxy
@@ -156,9 +158,11 @@ class Commands:
                 f"Nothing is kept of {printable(info.vm_name)}: nobody has its console open."
             )
         kept = console.scrollback.tail(request.bytes)
-        # A terminal would answer what the guest asked, and that into the user's own shell.
-        on_terminal = user.channel.terminal is not None
-        user.channel.write(Sanitizer().feed(kept) + RESET if on_terminal else kept)
+        # A terminal would answer what the guest asked, and that into the user's own shell: one
+        # that is behind ssh's standard output, too.
+        user.channel.write(kept if request.raw else Sanitizer().feed(kept))
+        if user.channel.terminal is not None:
+            user.channel.write(RESET)
         return 0
 
     async def _follow(self, user: UserSession, info: ConsoleInfo, request: Request) -> int:
@@ -166,6 +170,7 @@ class Commands:
             user.channel,
             request.bytes,
             lambda text: user.channel.write_error(f"[vmconsole: {text}]"),
+            request.raw,
             user.channel.terminal is not None,
         )
         user.channel.join(TailInput(tail))

@@ -33,6 +33,8 @@ class Request(msgspec.Struct, frozen=True):
     """Wait until the console can be opened."""
     bytes: int | None = None
     """How much of the output is wanted; None: all that is kept."""
+    raw: bool = False
+    """Byte for byte as the guest printed it."""
     follow: bool = False
     """Go on with what the guest prints from now on."""
 
@@ -68,6 +70,7 @@ def _make_parser() -> argparse.ArgumentParser:
     log.add_argument("vm", type=_not_empty)
     log.add_argument("--bytes", type=_count)
     log.add_argument("--follow", action="store_true")
+    log.add_argument("--raw", action="store_true")
     who = verbs.add_parser("who", add_help=False, allow_abbrev=False)
     who.add_argument("vm", nargs="?", type=_not_empty)
     return parser
