@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThread
 from tests import lab
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
+from tests.functional.remote import RemoteTestCase
 from tests.functional.site import log_in
 
 AWAY = rb"[^\]]*Waiting up to 5 minutes for %s; \^\] \. leaves\.\]"
@@ -143,7 +144,6 @@ class GuestTests(FollowCase):
         await ssh.expect(rb"\[vmconsole: wanderer on node1\.")
         await self.works(ssh, b"<after>")
 
-
     async def test_stuck(self) -> None:
         """A guest that takes no input for so long that its host drops the connection: it is said
         what may be lost, and the console comes back by itself."""
@@ -195,3 +195,62 @@ class MigrationTests(FollowCase):
         self.assertEqual(numbers, sorted(set(numbers)))
         ssh.type(b"\x03")
         await ssh.expect(rb"wanderer:\S+ ")
+
+
+class OVirtTests(RemoteTestCase):
+    """With an oVirt Engine, which lists only VMs that run, and hears of a migration late."""
+
+    settings = "recheck = 0.5\ncache_ttl = 0.5\n"
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        await super().setUp()
+        uuid = await deferToThread(self.lab.node1.run, lab.LightGuest("rover"))
+        self.addCleanup(self._remove)
+        self.rover = self.engine.add_vm(uuid, "rover", "node1")
+        for user in ("alice", "bob"):
+            self.engine.grant(user, self.rover)
+
+    async def _remove(self) -> None:
+        for host in (self.lab.node1, self.lab.node2):
+            if "rover" in await deferToThread(host.virsh, "list", "--all", "--name"):
+                await deferToThread(host.remove, "rover")
+
+    async def test_migrated(self) -> None:
+        """A VM that moved while the Engine still lists the old host, and then none for a while: the
+        sessions go on once it lists the new one; that of a user who lost the VM meanwhile ends."""
+        alice, bob = await self.opened(self.alice, "rover"), self.site.ssh(self.bob, "rover")
+        await bob.expect(rb"You watch\.")
+        await deferToThread(self.lab.node1.migrate, "rover", self.lab.node2)
+        for ssh in (alice, bob):
+            await ssh.expect(rb"\[vmconsole: rover moved to another host\. Waiting")
+        for _ in range(3):
+            await self.engine.next("available_consoles")
+        self.engine.unplace(self.rover)
+        for _ in range(4):
+            await self.engine.next("available_consoles")
+        self.engine.revoke("bob", self.rover)
+        self.engine.place(self.rover, "node2")
+        await alice.expect(rb"\[vmconsole: rover is back, on node2\.\]")
+        await self.works(alice)
+        await bob.expect(rb"\[vmconsole: You no longer have access to rover\.\]")
+        await bob.ended()
+        self.assertNotIn(b"back", bob.seen)
+        await self.site.log(rb"resumed session=[^\n]*host='node2'")
+
+    async def test_wait(self) -> None:
+        """``connect --wait`` waits for a VM that the Engine does not list: it does not run yet."""
+        await deferToThread(self.lab.node1.destroy, "rover")
+        self.engine.unplace(self.rover)
+        ssh = self.site.ssh(self.alice, "connect --wait rover")
+        await ssh.expect(
+            rb"\[vmconsole: rover is not there: [^\]]* Waiting for it; Ctrl-C gives up"
+        )
+        await deferToThread(self.lab.node1.create, "rover")
+        self.engine.place(self.rover, "node1")
+        await ssh.expect(rb"\[vmconsole: rover on node1\. To leave")
+        await self.works(ssh)
+        impatient = self.site.ssh(self.alice, "connect --wait nonesuch")
+        await impatient.expect(rb"Waiting for it; Ctrl-C gives up")
+        impatient.type(b"\x03")
+        self.assertEqual(await impatient.ended(), 1)
+        self.assertIn(b"ERROR: You gave up.", impatient.seen)
