@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from twisted.internet.base import DelayedCall
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -251,6 +251,79 @@ class LookupTests(KeysTestCase):
         self.assertEqual([reference() for reference in held], [None])
         self.failure(self.keys.owner(ALICE.blob, HERE), EngineError)
         self.assertEqual(self.asked, 1)
+
+
+class UsersTests(KeysTestCase):
+    """``AuthorizedKeys.user_ids``."""
+
+    def ids(self) -> list[str]:
+        return list(self.result(self.keys.user_ids()))
+
+    def test_each_once(self) -> None:
+        """Each user with a key of their own, once, however many keys they have; not those who
+        have none but what others have, too."""
+        self.engine.keys = [
+            BOB,
+            ALICE,
+            AuthorizedKey("1", "alice@internal", b"another"),
+            AuthorizedKey("3", "carol", b"shared"),
+            AuthorizedKey("4", "dave", b"shared"),
+            AuthorizedKey("4", "dave", b"dave's"),
+        ]
+        self.assertEqual(self.ids(), ["2", "1", "4"])
+        self.engine.keys = []
+        self.assertEqual(self.ids(), [])
+
+    def test_asked_anew(self) -> None:
+        """The engine is asked each time; who asks at the same time shares the answer."""
+        self.ids()
+        self.engine.keys = [BOB]
+        self.assertEqual((self.ids(), self.asked), (["2"], 2))
+        self.engine.keys_gate = Deferred()
+        both = [start(self.keys.user_ids()), start(self.keys.owner(b"unknown", HERE))]
+        self.engine.keys_gate.callback(None)
+        self.assertEqual(self.successResultOf(both[0]), ["2"])
+        self.successResultOf(both[1])
+        self.assertEqual(self.asked, 3)
+
+    def test_no_answer(self) -> None:
+        """Without an answer of now there is none: no old one serves."""
+        self.ids()
+        for error in (EngineUnreachable("refused"), EngineError("500")):
+            self.clock.advance(2)
+            self.engine.error = error
+            self.assertEqual(self.failure(self.keys.user_ids(), type(error)), str(error))
+
+    def test_many(self) -> None:
+        """Of many users it takes a millisecond at a time, in which others' keys are served; a
+        list that comes meanwhile changes nothing."""
+        ids = self.under_way()
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.assertEqual(self.owner(b"7"), User("7", "7"))
+        for _ in range(200):
+            self.clock.advance(0)
+        self.assertEqual(self.successResultOf(ids), [str(n) for n in range(500)])
+
+    def under_way(self) -> Deferred[Sequence[str]]:
+        """500 users are asked for, and each look at the clock takes a tenth of a millisecond."""
+        self.engine.keys = [AuthorizedKey(str(n), str(n), b"%d" % n) for n in range(500)]
+        self.result(self.keys.fresh())
+
+        def seconds() -> float:
+            self.clock.rightNow += 0.0001
+            return self.clock.rightNow
+
+        self.patch(self.clock, "seconds", seconds)
+        ids = start(self.keys.user_ids())
+        self.assertNoResult(ids)
+        return ids
+
+    def test_cancelled(self) -> None:
+        """It may be given up midway."""
+        ids = self.under_way()
+        ids.cancel()
+        self.failureResultOf(ids, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class OptionsTests(KeysTestCase):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from vmconsole import config
+from tests.fakes_libvirt import FakeLibvirt, FakeReactor
+from vmconsole import config, tap
+from vmconsole.console.pool import ConsolePool
+from vmconsole.console.recording import Recordings
+from vmconsole.console.warm import WarmConsoles
 from vmconsole.errors import ConfigError
+from vmconsole.hypervisor.libvirt_host import HostPool
 
 
 class ConfigTests(SynchronousTestCase):
@@ -77,6 +83,21 @@ class ConfigTests(SynchronousTestCase):
             ('[engine]\nurl = "https://e/"', "engine.certificate is missing"),
             ("[ssh]\nusers = []", "ssh.users is empty"),
             ("[ssh]\nhost_keys = []", "ssh.host_keys is empty"),
+            ("[console]\nfollow = -1", "console.follow = -1"),
+            ("[console]\nfollow = inf", "console.follow = inf"),
+            ('[console]\nwarm = "web*"', "$.console.warm"),
+            ("[console]\nwarm = [1]", "$.console.warm"),
+            ("[recording]\nmax_age = -0.5", "recording.max_age = -0.5"),
+            ("[recording]\nmax_age = nan", "recording.max_age = nan"),
+            ("[recording]\nretain_age = -1", "recording.retain_age = -1"),
+            ("[recording]\nretain_age = inf", "recording.retain_age = inf"),
+            ("[recording]\nretain_bytes = -1", "recording.retain_bytes = -1"),
+            ("[recording]\nretain_bytes = 0.5", "$.recording.retain_bytes"),
+            ("[recording]\nmax_size = 65535", "recording.max_size = 65535: 65536 bytes"),
+            ("[recording]\nmax_size = 1", "recording.max_size = 1: 65536 bytes"),
+            ("[recording]\nmax_size = -1", "recording.max_size = -1: 65536 bytes"),
+            ("[recording]\nrequired = true", "recording.required needs a recording.directory."),
+            ("[recording]\nsize = 1", "size"),
         ):
             with self.assertRaises(ConfigError) as caught:
                 self.load(text)
@@ -87,6 +108,42 @@ class ConfigTests(SynchronousTestCase):
         """Answers of the engine may be remembered for no time at all."""
         loaded = self.load("[engine]\ncache_ttl = 0\nstale_grace = 0")
         self.assertEqual((loaded.engine.cache_ttl, loaded.engine.stale_grace), (0, 0))
+
+    def test_recording(self) -> None:
+        """Nothing is recorded unless a directory is named, which is below the state directory
+        unless it is absolute; nor is any console kept warm. Without limits all is kept."""
+        self.assertEqual(config.load(None, {}).recording, config.Recording())
+        loaded = self.load("", STATE_DIRECTORY="/s")
+        self.assertEqual(
+            msgspec.structs.astuple(loaded.recording), ("", False, 0, 0.0, 0.0, 0)
+        )
+        self.assertEqual((loaded.console.warm, loaded.console.follow), ((), 300.0))
+        for written, directory in (("r/x", "/s/r/x"), ("/var/r", "/var/r")):
+            loaded = self.load(f'[recording]\ndirectory = "{written}"', STATE_DIRECTORY="/s")
+            self.assertEqual(loaded.recording.directory, directory)
+            self.assertEqual(loaded.state_directory, Path("/s"))
+
+    def test_recording_limits(self) -> None:
+        """All of it may be set, to the least, too."""
+        loaded = self.load(
+            """
+            [recording]
+            directory = "r"
+            required = true
+            max_size = 65536
+            max_age = 86400
+            retain_age = 0.5
+            retain_bytes = 1
+            [console]
+            warm = ["web*", "db"]
+            follow = 0
+            """,
+            STATE_DIRECTORY="/s",
+        )
+        self.assertEqual(
+            msgspec.structs.astuple(loaded.recording), ("/s/r", True, 65536, 86400.0, 0.5, 1)
+        )
+        self.assertEqual((loaded.console.warm, loaded.console.follow), (("web*", "db"), 0.0))
 
     def test_unreadable(self) -> None:
         """A file that is not there, or no text, is told."""
@@ -114,3 +171,58 @@ class ConfigTests(SynchronousTestCase):
     def test_default_path(self) -> None:
         """$VMCONSOLE_CONFIG names the file when the command line does not."""
         self.assertEqual(config.default_path({"VMCONSOLE_CONFIG": "/x"}), Path("/x"))
+
+
+class ComposedTests(SynchronousTestCase):
+    """What the proxy has for what its configuration says."""
+
+    def make(self, **sections: Any) -> dict[type, Any]:
+        """Its parts, in the order in which they start."""
+        state = config.State(directory=str(Path(self.mktemp()).absolute()))
+        loaded = config.Config(ssh=config.SSH(listen=()), state=state, **sections)
+        proxy = tap.make_proxy(loaded, FakeReactor(), FakeLibvirt(), None, bytes)
+        return {type(part): part for part in proxy}
+
+    def test_neither(self) -> None:
+        """By default nothing is recorded, nothing is kept warm, and consoles hear of guests."""
+        parts = self.make()
+        self.assertNotIn(Recordings, parts)
+        self.assertNotIn(WarmConsoles, parts)
+        self.assertIs(parts[HostPool].guest_observer, parts[ConsolePool])
+        self.assertIsNone(parts[ConsolePool]._recordings)
+
+    def test_both(self) -> None:
+        """Recordings start before the consoles and stop after them; those that are to be warm
+        start last, hear of guests, and stop first."""
+        parts = self.make(
+            console=config.Console(warm=("web*",)),
+            recording=config.Recording(directory="/r", required=True),
+        )
+        order = list(parts)
+        self.assertEqual(order[-3:], [Recordings, ConsolePool, WarmConsoles])
+        self.assertEqual(order[0], HostPool)
+        self.assertIs(parts[HostPool].guest_observer, parts[WarmConsoles])
+        self.assertIs(parts[WarmConsoles]._pool, parts[ConsolePool])
+        self.assertEqual(parts[WarmConsoles]._patterns, ("web*",))
+        self.assertIs(parts[ConsolePool]._recordings, parts[Recordings])
+        self.assertTrue(parts[Recordings].required)
+
+    def test_recordings(self) -> None:
+        """What is configured is what it does."""
+        self.assertIsNone(tap.make_recordings(None, config.Recording(required=True)))
+        made: list[dict[str, Any]] = []
+
+        def note(_reactor: Any, directory: Path, **settings: Any) -> None:
+            made.append({"directory": str(directory), **settings})
+
+        self.patch(tap, "Recordings", note)
+        settings = config.Recording(
+            directory="/r",
+            required=True,
+            max_size=65536,
+            max_age=1.0,
+            retain_age=2.0,
+            retain_bytes=3,
+        )
+        tap.make_recordings(None, settings)
+        self.assertEqual(made, [msgspec.structs.asdict(settings)])

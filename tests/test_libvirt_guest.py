@@ -1,4 +1,5 @@
-"""BREAK and SysRq: what they need, how they go, and what is told when they cannot."""
+"""BREAK and SysRq: what they need, how they go, and what is told when they cannot; what a host
+tells of its guests."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ import traceback
 from typing import Any
 from xml.etree import ElementTree
 
+from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
 from tests.fakes_libvirt import (
     SHUT_OFF,
@@ -17,10 +21,12 @@ from tests.fakes_libvirt import (
     FakeMonitor,
     FakeReactor,
     LibvirtError,
+    Site,
 )
 from vmconsole.errors import ConsoleError, ConsoleUnavailable, HostUnreachable
 from vmconsole.hypervisor.libvirt_guest import Devices, guest_devices, send_break, send_sysrq
-from vmconsole.interfaces import ConsoleInfo
+from vmconsole.hypervisor.libvirt_host import Host
+from vmconsole.interfaces import ConsoleInfo, GuestNews, IGuestObserver
 
 KEYBOARD = "<input type='keyboard' bus='ps2'><alias name='input1'/></input>"
 SERIAL = (
@@ -287,3 +293,162 @@ class SysRqTests(GuestCase):
             self.refused(ConsoleUnavailable, self.send_sysrq, None),
             "SysRq cannot be sent to vm\\x1b: Timed out: cannot acquire state change lock.",
         )
+
+
+RUNS = GuestNews(True)
+
+
+@implementer(IGuestObserver)
+class Observer:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, GuestNews]] = []
+
+    def guest_changed(self, vm_id: str, news: GuestNews) -> None:
+        self.told.append((vm_id, news))
+
+    def take(self) -> list[tuple[str, GuestNews]]:
+        told, self.told = self.told, []
+        return told
+
+
+class NewsTests(SynchronousTestCase):
+    """What the hosts tell of guests, when there is nobody who watches their domains."""
+
+    def setUp(self) -> None:
+        self.site = Site()
+        self.daemon = self.site.daemon
+        self.daemon.add("1", "a")
+        self.observer = Observer()
+        verifyObject(IGuestObserver, self.observer)
+        self.site.hosts.guest_observer = self.observer
+        self.addCleanup(self.check_leaks)
+
+    def check_leaks(self) -> None:
+        self.site.stop()
+        self.assertEqual((self.daemon.leaked, self.daemon.connections), ([], []))
+
+    def open(self, vm_id: str = "1") -> Any:
+        """The protocol on an open console."""
+        info = ConsoleInfo(vm_id=vm_id, vm_name="a", host="node1")
+        endpoint: Any = self.site.hosts.console_endpoint(info)
+        connecting = endpoint.connect(Factory.forProtocol(Protocol))
+        self.site.settle()
+        return self.successResultOf(connecting)
+
+    def tell(self, event: int, detail: int, vm_id: str = "1") -> None:
+        """The host tells of an event."""
+        self.daemon.tell(vm_id, event=event, detail=detail)
+        self.site.settle()
+
+    @property
+    def host(self) -> Host:
+        """The one that is in use."""
+        return self.site.hosts._hosts["node1"]
+
+    def test_paused_and_running(self) -> None:
+        """A guest that is paused, and why; one that runs again, one that was started, or arrived;
+        of its other events nothing is told, nor that it has moved away."""
+        self.open()
+        for event, told in (
+            ((3, 0), GuestNews(False, "is paused")),
+            ((3, 2), GuestNews(False, "is paused by an I/O error on its host")),
+            ((3, 3), GuestNews(False, "is paused by its watchdog")),
+            ((4, 0), RUNS),
+            ((4, 1), RUNS),
+            ((2, 0), RUNS),
+            ((2, 1), RUNS),
+            ((3, 1), None),
+            ((3, 4), None),
+            ((3, 99), None),
+            ((5, 0), None),
+            ((5, 3), None),
+            ((0, 0), None),
+            ((1, 0), None),
+            ((7, 0), None),
+            ((99, 0), None),
+        ):
+            self.tell(*event)
+            self.assertEqual(self.observer.take(), [("1", told)] if told else [], event)
+
+    def test_any_guest(self) -> None:
+        """So it is told of guests whose consoles nobody has open, on a host that is in use; the
+        host is not asked about them."""
+        protocol = self.open()
+        threads = self.site.threads[0]
+        calls: list[None] = []
+        threads.on_call = lambda: calls.append(None)
+        self.tell(2, 0, "7")
+        self.assertEqual(self.observer.take(), [("7", RUNS)])
+        self.assertEqual(calls, [])
+        threads.on_call = lambda: None
+        protocol.transport.loseConnection()
+        self.site.settle(121)
+        self.tell(2, 0, "7")
+        self.assertEqual((self.observer.take(), self.daemon.connections), ([], []))
+
+    def test_watched(self) -> None:
+        """So it is when the host's domains are watched, and when its connection was lost."""
+        self.site.hosts.watch("node1", "")
+        self.site.settle()
+        self.tell(2, 0)
+        self.assertEqual(self.observer.take(), [("1", RUNS)])
+        self.daemon.drop()
+        self.site.settle(5)
+        self.tell(4, 0)
+        self.assertEqual(self.observer.take(), [("1", RUNS)])
+
+    def test_nobody_to_tell(self) -> None:
+        """With nobody to tell it is remembered all the same."""
+        self.site.hosts.guest_observer = None
+        self.open()
+        self.tell(3, 0)
+        self.assertEqual(self.host.last_events, {"1": (3, 0)})
+
+    def test_remembered(self) -> None:
+        """Of each domain the last event is kept, of the 1000 newest ones; a start counts only
+        behind a stop."""
+        self.open()
+        for number in range(1002):
+            self.daemon.tell(str(number), event=3, detail=2)
+        self.site.settle()
+        self.assertEqual(list(self.host.last_events), [str(each) for each in range(2, 1002)])
+        self.tell(4, 0, "2")
+        self.tell(4, 0, "new")
+        self.assertEqual(len(self.host.last_events), 1000)
+        self.assertEqual(list(self.host.last_events)[-2:], ["2", "new"])
+        self.assertNotIn("3", self.host.last_events)
+        for events, last in (
+            (((5, 1), (2, 0)), (2, 0)),
+            (((3, 0), (2, 0)), (3, 0)),
+            (((5, 1), (4, 0), (2, 0)), (4, 0)),
+            (((4, 0),), (4, 0)),
+        ):
+            for event in events:
+                self.tell(*event, "2")
+            self.assertEqual(self.host.last_events["2"], last, events)
+        self.tell(2, 0, "unheard of")
+        self.assertNotEqual(self.host.last_events["unheard of"], (2, 0))
+
+    def test_forgotten(self) -> None:
+        """When its console is opened, what was told of a domain before counts no more; what was
+        told of others does."""
+        self.open()
+        self.daemon.add("2", "b")
+        self.tell(5, 1, "2")
+        self.tell(5, 1, "3")
+        self.open("2")
+        self.assertEqual(self.host.last_events, {"3": (5, 1)})
+
+    def test_not_opened(self) -> None:
+        """A console that cannot be opened makes nothing forgotten."""
+        self.open()
+        self.daemon.add("2", "b", state=(SHUT_OFF, 1))
+        self.tell(5, 1, "2")
+        info = ConsoleInfo(vm_id="2", vm_name="b", host="node1")
+        endpoint: Any = self.site.hosts.console_endpoint(info)
+        connecting = endpoint.connect(Factory.forProtocol(Protocol))
+        self.site.settle()
+        self.failureResultOf(connecting, ConsoleError)
+        self.assertEqual(self.host.last_events, {"2": (5, 1)})

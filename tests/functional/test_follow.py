@@ -174,6 +174,24 @@ class HostTests(FollowCase):
         await self.back(ssh)
         await self.works(ssh, b"<after>")
 
+    async def test_silent(self) -> None:
+        """A host that falls silent: after some 20 seconds that is said, with what may be lost of
+        what was typed; when it answers again the session goes on."""
+        ssh = await self.attach()
+        await self.works(ssh, b"<before>")
+        await self.on(self.lab.node1.freeze)
+        try:
+            ssh.type(b"lost?")
+            await ssh.expect(
+                rb"\[vmconsole: The connection to node1 was lost: [^\]]*does not answer\. "
+                rb"Bytes typed that may be lost: \d+\. Waiting up to 5 minutes for wanderer; ",
+                patience=60,
+            )
+        finally:
+            await self.on(self.lab.node1.thaw)
+        await self.back(ssh)
+        await self.works(ssh, b"<after>")
+
 
 class MigrationTests(FollowCase):
     """A guest that moves."""
