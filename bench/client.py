@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -88,6 +89,16 @@ class Client:
         if not data:
             raise self._error("the session ended")
         return data, now
+
+    def pieces(self) -> Iterator[tuple[bytes, float]]:
+        """What the session prints, and when, until ssh has ended, however it did. Raises
+        BenchError when it is silent for too long."""
+        while self._poll.poll(_TIMEOUT * 1000) and (data := os.read(self._output, 65536)):
+            yield data, time.perf_counter()
+        try:
+            self._ssh.wait(_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise self._error("ssh did not end") from None
 
     def read_until(self, end: bytes) -> float:
         """When ``end`` had been printed. Raises BenchError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -63,14 +64,16 @@ class Proxy(Side):
 class Ours(Proxy):
     """With the embedded engine, one user and one key."""
 
-    def __init__(self, directory: Path, uri: str) -> None:
-        """``uri`` is libvirt's of the host. Lays out ``directory``. Raises BenchError."""
+    def __init__(self, directory: Path, hosts: Mapping[str, str]) -> None:
+        """``hosts`` are libvirt's URIs by name. Lays out ``directory``. Raises BenchError."""
         key = directory / "console.key"
         super().__init__(directory, key)
+        self._hosts = hosts
         self._vmconsole("user", "add", _USER)
         key.touch(mode=0o600)
         key.write_text(self._vmconsole("key", "generate", _USER))
-        self._vmconsole("host", "add", "node1", uri)
+        for name, uri in hosts.items():
+            self._vmconsole("host", "add", name, uri)
         self._vmconsole("grant", _USER, "light*")
 
     def start(self) -> None:
@@ -78,9 +81,9 @@ class Ours(Proxy):
         self._await_listing()
 
     def _await_listing(self) -> None:
-        """Wait until the engine has heard from the host."""
+        """Wait until the engine has heard from all hosts."""
         deadline = time.monotonic() + _LISTED
-        while " has " not in self._log.read_text():
+        while not all(f"{name} has " in self._log.read_text() for name in self._hosts):
             if time.monotonic() > deadline:
                 raise BenchError(f"our engine lists no VMs:\n{self.log_end()}")
             time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -85,12 +86,14 @@ def as_json(
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:
     ours, alternative = measurement.ours.summary(), measurement.alternative.summary()
+    ratios = {key: ratio(ours[key], alternative[key]) for key in ours}
     return {
         "name": measurement.name,
         "unit": measurement.unit,
         "samples": len(measurement.ours),
         "ours": ours,
         "alternative": alternative,
-        "ratio": {key: ratio(ours[key], alternative[key]) for key in ours},
-        "words": words(measurement.quantity, ratio(ours["median"], alternative["median"])),
+        # JSON knows no infinity.
+        "ratio": {key: value if value < math.inf else None for key, value in ratios.items()},
+        "words": words(measurement.quantity, ratios["median"]),
     }

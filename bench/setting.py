@@ -66,7 +66,7 @@ def set_up() -> Iterator[Setting]:
         directory.chmod(0o711)
         for name in ("ours", "alternative"):
             (directory / name).mkdir(mode=0o711)
-        ours = Ours(directory / "ours", host.uri)
+        ours = Ours(directory / "ours", {host.name: host.uri})
         alternative = Alternative(directory / "alternative", host.uri, host.pki, ours.access.key)
         for side in (ours, alternative):
             stack.callback(side.stop)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from bench.row import Row
-from bench.rows import connect, echo, engine
+from bench.rows import connect, echo, engine, migrate
 
-ROWS: dict[str, Row] = {row.name: row for row in (connect.ROW, echo.ROW, engine.ROW)}
+ROWS: dict[str, Row] = {row.name: row for row in (connect.ROW, echo.ROW, engine.ROW, migrate.ROW)}
