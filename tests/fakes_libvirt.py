@@ -81,13 +81,14 @@ class FakeReactor(Clock):
 
 
 class FakeThreadPool:
-    """Runs each call in a later turn of the reactor; while ``held``, when it is released."""
+    """Runs each call in a later turn of the reactor; while ``held``, when it is released. While
+    ``slow`` a call begins, and ends when it is released."""
 
     def __init__(self, reactor: FakeReactor, largest: int) -> None:
         self.max = largest
         self.started = False
         self.stopped = False
-        self.held = False
+        self.held = self.slow = False
         self.waiting: list[Callable[[], None]] = []
         self.on_call: Callable[[], None] = lambda: None
         self._reactor = reactor
@@ -112,7 +113,11 @@ class FakeThreadPool:
                 result, succeeded = call(*args), True
             except BaseException:
                 result, succeeded = Failure(), False
-            if done is not None:
+            if done is None:
+                return
+            if self.slow:
+                self.waiting.append(lambda: done(succeeded, result))
+            else:
                 done(succeeded, result)
 
         def start() -> None:
@@ -128,7 +133,7 @@ class FakeThreadPool:
     def release(self, number: int | None = None) -> None:
         """Run the first so many calls of those that wait; None: all, and hold no more."""
         if number is None:
-            self.held = False
+            self.held = self.slow = False
         run, self.waiting = self.waiting[:number], self.waiting[number or len(self.waiting) :]
         for call in run:
             call()

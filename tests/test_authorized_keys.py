@@ -280,10 +280,10 @@ class UsersTests(KeysTestCase):
         self.engine.keys = [BOB]
         self.assertEqual((self.ids(), self.asked), (["2"], 2))
         self.engine.keys_gate = Deferred()
-        both = [start(self.keys.user_ids()), start(self.keys.owner(b"unknown", HERE))]
+        ids, owner = start(self.keys.user_ids()), start(self.keys.owner(b"unknown", HERE))
         self.engine.keys_gate.callback(None)
-        self.assertEqual(self.successResultOf(both[0]), ["2"])
-        self.successResultOf(both[1])
+        self.assertEqual(self.successResultOf(ids), ["2"])
+        self.successResultOf(owner)
         self.assertEqual(self.asked, 3)
 
     def test_no_answer(self) -> None:
@@ -300,6 +300,8 @@ class UsersTests(KeysTestCase):
         ids = self.under_way()
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.assertEqual(self.owner(b"7"), User("7", "7"))
+        self.engine.keys = [BOB]
+        self.result(self.keys.fresh())
         for _ in range(200):
             self.clock.advance(0)
         self.assertEqual(self.successResultOf(ids), [str(n) for n in range(500)])

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fakes_libvirt import FakeLibvirt, FakeReactor
+from tests.engine_kit import short_directory
+from tests.fakes_libvirt import FakeLibvirt
 from vmconsole import config, tap
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.recording import Recordings
@@ -114,9 +115,7 @@ class ConfigTests(SynchronousTestCase):
         unless it is absolute; nor is any console kept warm. Without limits all is kept."""
         self.assertEqual(config.load(None, {}).recording, config.Recording())
         loaded = self.load("", STATE_DIRECTORY="/s")
-        self.assertEqual(
-            msgspec.structs.astuple(loaded.recording), ("", False, 0, 0.0, 0.0, 0)
-        )
+        self.assertEqual(msgspec.structs.astuple(loaded.recording), ("", False, 0, 0.0, 0.0, 0))
         self.assertEqual((loaded.console.warm, loaded.console.follow), ((), 300.0))
         for written, directory in (("r/x", "/s/r/x"), ("/var/r", "/var/r")):
             loaded = self.load(f'[recording]\ndirectory = "{written}"', STATE_DIRECTORY="/s")
@@ -178,9 +177,12 @@ class ComposedTests(SynchronousTestCase):
 
     def make(self, **sections: Any) -> dict[type, Any]:
         """Its parts, in the order in which they start."""
-        state = config.State(directory=str(Path(self.mktemp()).absolute()))
+        # Nothing is started: this one has all that they ask for.
+        from twisted.internet import reactor
+
+        state = config.State(directory=str(short_directory(self)))
         loaded = config.Config(ssh=config.SSH(listen=()), state=state, **sections)
-        proxy = tap.make_proxy(loaded, FakeReactor(), FakeLibvirt(), None, bytes)
+        proxy = tap.make_proxy(loaded, reactor, FakeLibvirt(), None, bytes)
         return {type(part): part for part in proxy}
 
     def test_neither(self) -> None:

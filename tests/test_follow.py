@@ -24,7 +24,7 @@ DOWN = HostUnreachable("node1 does not answer.")
 AWAY = "interrupted for 300 s: vm1 was shut off."
 NO_ACCESS = "revoked: You no longer have access to vm1."
 # Seconds after the interruption at which it is tried.
-TRIES = [0, 0.25, 0.75, 1.75, 3.75, 7.75, 12.75, 17.75, 22.75]
+TRIES = [0, 0.25, 0.75, 1.75, 3, 4.5, 6.25, 8.25, 10.75, 13.75, 17.25, 21.5]
 HERE, VIEWED, THERE = VM1, console("vm1", role="viewer"), console("vm1", host="node2")
 
 PAUSED, RUNS = GuestNews(False, "was paused"), GuestNews(True)
@@ -267,7 +267,8 @@ class BackTests(FollowTestCase):
         self.guests.guest.print(b"two")
         bob, terminal = self.on("bob")
         bob.replay(b"")
-        self.assertEqual(terminal.seen, b"\x1b[mone two")
+        # Between the two the modes are set back that the guest had set before it stopped.
+        self.assertRegex(terminal.seen, rb"\A\x1b\[mone \x1b7\x1b\[!p[^\n]*\x1b\[mtwo\Z")
 
     def test_gathered(self) -> None:
         """What is gathered when it is interrupted comes before the news of that."""
@@ -318,7 +319,7 @@ class BackTests(FollowTestCase):
         self.pool.guest_changed("id-vm1", RUNS)
         self.pool.guest_changed("id-vm1", PAUSED)
         self.pool.guest_changed("id-vm1", RUNS)
-        self.assertEqual((self.tried[-2:], terminal.told), ([57.75, 60], told))
+        self.assertEqual((self.tried[-1], terminal.told), (60, told))
 
     def test_half_a_sequence(self) -> None:
         """A sequence that the old stream left unfinished takes nothing from what the new one
@@ -407,7 +408,7 @@ class EndTests(FollowTestCase):
             terminal.told[1:],
             ["revoked: vm1 did not come back within 10 seconds. node1 does not answer."],
         )
-        self.assertEqual(self.tried, [0, 0.25, 0.75, 1.75, 3.75, 7.75, 10])
+        self.assertEqual(self.tried, [0, 0.25, 0.75, 1.75, 3, 4.5, 6.25, 8.25, 10])
         self.assertNothingLeft()
 
     def test_a_try_at_the_deadline(self) -> None:

@@ -10,7 +10,7 @@ from tests.fakes import console
 from tests.sshpair import ALICE
 from tests.test_sharing import VERA_KEY, A, B, SharingTestCase
 from vmconsole.config import Console as Settings
-from vmconsole.console.terminal import RESET
+from vmconsole.console.terminal import GIVE_UP, RESET
 from vmconsole.errors import (
     ConsoleBusy,
     ConsoleError,
@@ -108,7 +108,8 @@ class BackTests(FollowTestCase):
         ):
             self.new(alice)
             self.interrupt(reason)
-            self.assertEqual(self.new(alice), line(f"{reason} {WAITING}") + line(BACK))
+            said = GIVE_UP + line(f"{reason} {WAITING}") + line(BACK)
+            self.assertEqual(self.new(alice), said)
             self.passes(1)
 
     def test_moved(self) -> None:

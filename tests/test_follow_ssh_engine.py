@@ -117,13 +117,28 @@ class PermissionTests(FollowTestCase):
         """An old answer, which serves while the engine gives none, takes nothing away: a VM that
         is missing in it may have been off then."""
         alice, bob = self.both()
+        self.engine.silent.add(BOB.id)
+        self.away()
+        self.engine.vms[BOB.id] = []
+        self.guests.answer = None
+        self.passes(5)
+        for channel in (alice, bob):
+            self.assertEqual(self.lines(channel), [AWAY, BACK])
+
+    def test_gone_before_an_outage(self) -> None:
+        """What the engine said last before it fell silent holds: nobody comes back by its
+        silence."""
+        alice, bob = self.both()
         self.engine.vms[BOB.id] = []
         self.away()
         self.engine.silent.add(BOB.id)
         self.guests.answer = None
         self.passes(5)
-        for channel in (alice, bob):
-            self.assertEqual(self.lines(channel), [AWAY, BACK])
+        self.guests.guest.print(b"secret")
+        self.assertEqual(self.lines(alice), [AWAY, BACK])
+        shown = self.new(bob)
+        self.assertIn(b"You no longer have access to vm1.", shown)
+        self.assertNotIn(b"secret", shown)
 
     def test_look_stops(self) -> None:
         """While it is away nobody looks whether it is still the user's: an engine may not list

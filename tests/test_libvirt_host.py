@@ -268,7 +268,7 @@ class ThreadsTests(SynchronousTestCase):
 
     def test_limit(self) -> None:
         """After the limit the caller is told which host did not answer; the result goes to late."""
-        self.pool.held = True
+        self.pool.slow = True
         late: list[int] = []
         called = self.threads.call(lambda: 3, 10.0, late.append)
         self.reactor.settle(9.9)
@@ -283,12 +283,13 @@ class ThreadsTests(SynchronousTestCase):
 
     def test_cancel(self) -> None:
         """A call may be cancelled; its result goes to late, its error nowhere."""
-        self.pool.held = True
+        self.pool.slow = True
         late: list[int] = []
         called, failing = (
             self.threads.call(lambda: 3, None, late.append),
             self.threads.call(lambda: 1 // 0, None, late.append),
         )
+        self.reactor.settle()
         called.cancel()
         failing.cancel()
         self.failureResultOf(called, CancelledError)
@@ -296,6 +297,23 @@ class ThreadsTests(SynchronousTestCase):
         self.pool.release()
         self.reactor.settle()
         self.assertEqual(late, [3])
+
+    def test_not_begun(self) -> None:
+        """What has not begun when nobody waits for it any more is left undone, if it would have to
+        be undone; anything else is done all the same, such as what leaves a console."""
+        self.pool.held = True
+        done: list[str] = []
+        undone = self.threads.call(
+            lambda: done.append("open"), 10.0, lambda _: done.append("close")
+        )
+        left = self.threads.call(lambda: done.append("leave"), 10.0)
+        self.reactor.settle(10.1)
+        self.assertEqual(self.pool.max, 5)
+        for each in (undone, left):
+            self.failureResultOf(each, HostUnreachable)
+        self.pool.release()
+        self.reactor.settle()
+        self.assertEqual((done, self.pool.max), (["leave"], 4))
 
     def test_growth(self) -> None:
         """The pool grows by what is lent, and for each call that hangs, up to a limit."""
@@ -319,9 +337,10 @@ class ThreadsTests(SynchronousTestCase):
 
     def test_stop(self) -> None:
         """On stop, who waits is told; later calls are refused; late results are still cared for."""
-        self.pool.held = True
+        self.pool.slow = True
         closed: list[int] = []
         waiting = self.threads.call(lambda: 3, None, closed.append)
+        self.reactor.settle()
         stopped = self.threads.stop()
         self.assertIn("stopping", self.failureResultOf(waiting, HostUnreachable).getErrorMessage())
         self.failureResultOf(self.threads.call(lambda: 3), HostUnreachable)
@@ -504,7 +523,7 @@ class WatchTests(SynchronousTestCase):
     def test_no_answer_at_connect(self) -> None:
         """A host that does not answer is lost after 10 s; the late connection is closed."""
         self.site.hosts.watch("node1", "")
-        self.site.threads[0].held = True
+        self.site.threads[0].slow = True
         self.site.settle(10.1)
         self.assertIn("no answer within 10 s", self.observer.take()[0][2])
         self.site.threads[0].release()

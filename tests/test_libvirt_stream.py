@@ -39,13 +39,13 @@ from vmconsole.errors import (
     ConsoleGone,
     ConsoleTaken,
     ConsoleUnavailable,
+    GuestGone,
     GuestMoved,
     GuestStopped,
     HostLost,
     HostUnreachable,
     InputLost,
 )
-from vmconsole.hypervisor.libvirt_domains import GuestGone
 from vmconsole.hypervisor.libvirt_eventloop import LibvirtEventLoop
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.hypervisor.libvirt_stream import ConsoleAddress, ConsoleStream
@@ -284,7 +284,7 @@ class OpenTests(ConsoleCase):
     def test_cancel_while_opening(self) -> None:
         """connect may be cancelled; the console that comes late is left again."""
         connecting = self.start()
-        self.threads.held = True
+        self.threads.slow = True
         self.site.settle()
         connecting.cancel()
         self.failureResultOf(connecting, CancelledError)
@@ -838,7 +838,7 @@ class EndTests(ConsoleCase):
             ((SHUT_OFF, 3), GuestStopped, "vm\\x1b crashed."),
             ((CRASHED, 1), GuestStopped, "vm\\x1b crashed."),
             ((SHUT_OFF, 4), GuestMoved, "vm\\x1b moved to another host."),
-            ((SHUT_OFF, 5), GuestStopped, "vm\\x1b was saved to disk."),
+            ((SHUT_OFF, 5), GuestGone, "vm\\x1b was saved to disk."),
             ((SHUT_OFF, 6), GuestStopped, "vm\\x1b failed: see its log on the host."),
             ((PAUSED, 2), GuestMoved, "vm\\x1b moved to another host."),
             (
@@ -881,7 +881,7 @@ class EndTests(ConsoleCase):
         for event, kind, text in (
             ((5, 1), GuestStopped, "vm\\x1b was powered off."),
             ((5, 2), GuestStopped, "vm\\x1b crashed."),
-            ((5, 4), GuestStopped, "vm\\x1b was saved to disk."),
+            ((5, 4), GuestGone, "vm\\x1b was saved to disk."),
             ((5, 0), GuestStopped, "vm\\x1b was shut off."),
             ((3, 1), GuestMoved, "vm\\x1b moved to another host."),
             ((5, 3), GuestMoved, "vm\\x1b moved to another host."),
@@ -913,6 +913,7 @@ class EndTests(ConsoleCase):
         protocol = self.open()
         self.stream().put(b"")
         self.daemon.tell("1", event=5, detail=1)
+        self.daemon.tell("1", event=4, detail=0)
         self.daemon.tell("1", event=2, detail=0)
         self.assertEqual(
             self.ending(protocol, GuestStopped), "vm\\x1b was stopped, and started again."

@@ -398,6 +398,15 @@ class WatchTests(EngineTestCase):
         self.periods()
         self.assertEqual(len(alice.consoles["web"]), 1)
 
+    def test_user_ids(self) -> None:
+        """All users with a key, as the engine tells it now; an old answer does not serve."""
+        self.engine.keys = [key_of("bob"), key_of("alice"), key_of("bob")]
+        self.assertEqual(list(self.result(self.permissions.user_ids())), ["u-bob", "u-alice"])
+        self.engine.keys = [key_of("carol")]
+        self.assertEqual(list(self.result(self.permissions.user_ids())), ["u-carol"])
+        self.engine.error = EngineUnreachable("refused")
+        self.assertEqual(self.failure(self.permissions.user_ids(), EngineUnreachable), "refused")
+
     def test_role(self) -> None:
         """A role that changes is told, once for each change."""
         alice = self.login("alice")

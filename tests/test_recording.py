@@ -600,6 +600,40 @@ class StallTests(RecordingTestCase):
         self.reactor.advance(SOON)
         self.assertEqual(open_files(self.path), [])
 
+    def test_many_small(self) -> None:
+        """Many recordings with a little each are bounded, too."""
+        self.patch(recording_module, "_LIMIT", 1_000_000)
+        recordings = self.recordings()
+        each = [self.opened(recordings, f"vm{number}") for number in range(20)]
+        self.pool.held = True
+        for recording in each:
+            recording.write(b"x" * 100_000)
+        dropped = [recording._dropped for recording in each]
+        self.assertLess(sum(recording.waiting for recording in each), 1_100_000)
+        self.assertTrue(9 <= dropped.count(True) <= 11, dropped)
+
+    def test_overdue(self) -> None:
+        """While the disk has not answered an opening, the next ones fail at once, and the log is
+        told once; when it has, all is as before."""
+        recordings = self.recordings()
+        self.pool.held = True
+        first = recordings.open(console("web1"))
+        self.reactor.advance(10.1)
+        self.failureResultOf(first, ConsoleUnavailable)
+        for _ in range(3):
+            error = self.failureResultOf(recordings.open(console("web2")), ConsoleUnavailable)
+            self.assertIn("did not answer within 10 s", str(error.value))
+        self.assertEqual(len(self.logged("critical")), 1)
+        self.pool.release()
+        self.reactor.advance(SOON)
+        self.opened(recordings, "web2").close()
+        self.reactor.advance(SOON)
+        self.pool.held = True
+        again = recordings.open(console("web1"))
+        self.reactor.advance(10.1)
+        self.failureResultOf(again, ConsoleUnavailable)
+        self.assertEqual(len(self.logged("critical")), 2)
+
     def test_given_up(self) -> None:
         """An opening that is cancelled leaves nothing open."""
         recordings = self.recordings()

@@ -42,6 +42,10 @@ class ConsoleUnavailable(ConsoleError):
     """
 
 
+class ConsoleElsewhere(ConsoleUnavailable):
+    """The host does not know the VM, which may have moved."""
+
+
 class ConsoleBusy(ConsoleError):
     """Somebody else has the console open."""
 
@@ -59,7 +63,11 @@ class ConsoleTaken(ConsoleInterrupted):
 
 
 class GuestStopped(ConsoleInterrupted):
-    """The guest was shut off, crashed or was saved, or its host does not know it any more."""
+    """The guest was shut off, or crashed: when it comes back it starts afresh."""
+
+
+class GuestGone(ConsoleInterrupted):
+    """The guest was saved to disk, or its host does not know what became of it."""
 
 
 class GuestMoved(ConsoleInterrupted):

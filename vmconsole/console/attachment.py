@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from vmconsole.console.backlog import Backlog
-from vmconsole.console.terminal import Sanitizer
+from vmconsole.console.terminal import GIVE_UP, Sanitizer
 from vmconsole.errors import ConsoleInterrupted, EngineError
 from vmconsole.interfaces import ConsoleInfo, Role
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # One burst to a party: large enough to be cheap, small enough to stop soon after a pause.
 _BURST = 32768
-# Ends a sequence that a terminal has begun: CAN, and ST where CAN does not.
-_GIVE_UP = b"\x18\x1b\\"
 
 
 class IAccess(Structural):
@@ -132,6 +130,8 @@ class Attachment:
         self.has_begun = False
         self.has_waited = False
         """Whether a try to open the console has failed since they came."""
+        self.is_there = False
+        """Whether they are on the stream that is open: a recording of it says so."""
         self.bytes_in = 0
         """Bytes typed into the guest."""
         self.bytes_out = 0
@@ -141,24 +141,30 @@ class Attachment:
         self._clock = clock
         self._backlog = Backlog(backlog)
         self._paused = False
+        self._is_listed = True
         self._gets_queries = False
         self._sanitizer: Sanitizer | None = None
 
     async def locate(self) -> ConsoleInfo | None:
         """See IAccess; without one, and when the engine is of no use, the console's last place.
 
-        An outage of the engine ends nothing, so it keeps nobody from going on either.
+        An outage of the engine ends nothing, so it keeps nobody from going on; unless its last
+        answer was that the console is none of theirs.
         """
-        as_it_was = msgspec.structs.replace(self.console.info, role=self.role)
-        if self.party.access is None:
-            return as_it_was
-        try:
-            return await self.party.access.locate()
-        except EngineError:
-            return as_it_was
+        if self.party.access is not None:
+            try:
+                found = await self.party.access.locate()
+            except EngineError:
+                if not self._is_listed:
+                    return None
+            else:
+                self._is_listed = found is not None
+                return found
+        return msgspec.structs.replace(self.console.info, role=self.role)
 
     def begin(self) -> None:
         """The stream is open, for the first time or again."""
+        self.is_there = True
         if self.party.access is not None:
             self.party.access.begin(self)
         if not self.party.hidden:
@@ -187,11 +193,14 @@ class Attachment:
 
     def interrupt(self, reason: ConsoleInterrupted, patience: float) -> None:
         """The stream ended, and may be opened again within ``patience`` seconds."""
+        self.is_there = False
         if self.party.access is not None:
             self.party.access.pause(str(reason))
-        if self._sanitizer is not None:
-            # What was begun is never ended now.
-            self._sanitizer = None if self._gets_queries else Sanitizer()
+        # What was begun is never ended now.
+        if self._gets_queries:
+            self._sanitizer = None
+        elif self._sanitizer is not None:
+            self._sanitizer.give_up()
         self._screen.interrupted(reason, patience)
 
     def revoke(self, reason: str) -> None:
@@ -235,17 +244,21 @@ class Attachment:
         # What was printed before is for the terminal of who had it then.
         self.console.flush()
         self._gets_queries = self.has_keyboard
-        if self.has_keyboard:
+        if not self.is_there:
+            pass
+        elif self.has_keyboard:
             self._mark_keyboard()
+        elif self.console.keyboard.holder is None:
+            self.console.mark("nobody has the keyboard")
         if self._gets_queries or self._sanitizer is not None:
             return
         # What was shown until now may have ended in the middle of a sequence.
         waiting = b"".join(iter(lambda: self._backlog.take(_BURST), b""))
         _, self._sanitizer = self.console.scrollback.replay()
         if waiting:
-            self.show(_GIVE_UP + Sanitizer().feed(waiting))
+            self.show(GIVE_UP + Sanitizer().feed(waiting))
         elif self._sanitizer.pending:
-            self.show(_GIVE_UP)
+            self.show(GIVE_UP)
 
     def _mark_keyboard(self) -> None:
         self.console.mark(f"{self.name} has the keyboard")

@@ -6,8 +6,8 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from vmconsole.errors import VMConsoleError
-from vmconsole.interfaces import ConsoleInfo
+from vmconsole.errors import EngineUnreachable, VMConsoleError
+from vmconsole.interfaces import ConsoleInfo, ConsoleList
 from vmconsole.text import printable
 
 _SHOWN = 10
@@ -35,6 +35,24 @@ def by_id(consoles: Iterable[ConsoleInfo], vm_id: str) -> ConsoleInfo:
 def by_name(consoles: Iterable[ConsoleInfo], name: str) -> ConsoleInfo:
     """The console of the VM of exactly this name. Raises NoSuchConsole, AmbiguousConsole."""
     return _only([console for console in consoles if console.vm_name == name], name)
+
+
+def still_listed(found: ConsoleList, vm_id: str) -> ConsoleInfo | None:
+    """Where a VM stands that was listed before; None: the engine lists it no more. Raises
+    EngineUnreachable when it is missing from an old answer, which takes nothing away."""
+    place = next((console for console in found.consoles if console.vm_id == vm_id), None)
+    if place is None and found.answered is not None:
+        raise EngineUnreachable("The engine does not answer.")
+    return place
+
+
+def by_id_or_name(consoles: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:
+    """The console of the VM of exactly this id, else name. Raises NoSuchConsole,
+    AmbiguousConsole."""
+    try:
+        return by_id(consoles, text)
+    except NoSuchConsole:
+        return by_name(consoles, text)
 
 
 def by_text(consoles: Sequence[ConsoleInfo], text: str) -> ConsoleInfo:

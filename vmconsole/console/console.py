@@ -16,6 +16,7 @@ from vmconsole.console.attachment import Attachment
 from vmconsole.console.keyboard import Keyboard
 from vmconsole.console.recording import Recording
 from vmconsole.console.scrollback import Scrollback
+from vmconsole.errors import ConsoleGone
 from vmconsole.interfaces import ConsoleInfo, IConsoleTransport
 
 # Seconds in which a guest's host says that it took what was typed, unless it is stuck.
@@ -132,28 +133,31 @@ class Console(Protocol):
             return
         self.attachments.remove(attachment)
         self.remove_typing_producer(attachment)
-        if attachment.has_begun and not attachment.party.hidden:
+        if attachment.is_there and not attachment.party.hidden:
             self.mark(f"{attachment.name} left")
         self.keyboard.leave(attachment)
-        if self.attachments:
+        if any(not each.party.hidden for each in self.attachments):
             return
         if not self.is_open:
-            self.give_up()
+            if not self.attachments:
+                self.give_up()
             return
-        if not self._linger or self.is_input_held:
+        if not self.attachments and (not self._linger or self.is_input_held):
             self.close()
             return
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
         self.transport.confirm()
         until = self._clock.seconds() + self._linger
         self._lingering = self._clock.callLater(_CONFIRMED, self._linger_on, until)
 
     def _linger_on(self, until: float) -> None:
-        # Where the guest takes no input, what was typed would wait for the next one.
         left = until - self._clock.seconds()
-        if self.unsent or left <= 0:
-            self.close()
-        else:
-            self._lingering = self._clock.callLater(left, self.close)
+        if self.unsent:
+            # Where the guest takes no input, what was typed would wait for the next one.
+            self.end(Failure(ConsoleGone("The guest takes no input.")))
+        elif not self.attachments:
+            self._lingering = self._clock.callLater(max(left, 0.0), self.close)
 
     def close(self) -> None:
         """Close the stream, which nobody is attached to."""

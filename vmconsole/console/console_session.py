@@ -178,9 +178,9 @@ class ConsoleSession(Protocol):
         if self._input_ended:
             self._leave(str(reason))
             return
-        if isinstance(reason, GuestStopped):
-            # What its editor had set goes with it. Of other guests the screen stays as it is.
-            attachment.show(terminal.RESET)
+        # What its editor had set goes with it. Of other guests the screen stays as it is.
+        stopped = isinstance(reason, GuestStopped)
+        attachment.show(terminal.RESET if stopped else terminal.GIVE_UP)
         # The first says so itself; and what a guest that stopped had not read matters no more.
         told = isinstance(reason, InputLost | GuestStopped)
         lost = 0 if told else attachment.console.lost

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar, cast
 
-from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredSemaphore,
+    FirstError,
+    gatherResults,
+)
 from twisted.internet.endpoints import connectProtocol
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
@@ -15,15 +20,22 @@ from twisted.python.failure import Failure
 from vmconsole.console.attachment import Attachment
 from vmconsole.console.console import Console
 from vmconsole.console.recording import Recording, Recordings
-from vmconsole.errors import ConsoleError, ConsoleGone, ConsoleInterrupted, ConsoleUnavailable
+from vmconsole.errors import (
+    ConsoleElsewhere,
+    ConsoleError,
+    ConsoleGone,
+    ConsoleInterrupted,
+    ConsoleUnavailable,
+    GuestStopped,
+)
 from vmconsole.interfaces import ConsoleInfo, GuestNews, IConsoleEndpoints
 from vmconsole.text import lasting, printable
 
 T = TypeVar("T")
 _Found = dict[Attachment, ConsoleInfo | None]
 
-# Seconds until the next try: 0.25, 0.5, 1, 2, 4, and then every 5.
-_delay = backoffPolicy(initialDelay=0.25, maxDelay=5.0, factor=2.0, jitter=lambda: 0.0)
+# Seconds until the next try, and so on. An engine may list a VM that moved some seconds late.
+_DELAYS = (0.25, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.25, 5.0)
 # A stream that was opened again, and ends within so many seconds, is not opened at once.
 _BRIEF = 0.5
 
@@ -46,7 +58,9 @@ class Follower:
         clock: IReactorTime,
         patience: float,
         recordings: Recordings | None,
+        at_once: DeferredSemaphore,
     ) -> None:
+        """``at_once`` bounds how many questions all of them have for the engine at a time."""
         self.done: Deferred[None] = Deferred()
         """Fires when nobody wants the console any more, or when it is over for good."""
         self.console = console
@@ -54,11 +68,14 @@ class Follower:
         self._clock = clock
         self._patience = patience
         self._recordings = recordings
+        self._at_once = at_once
         self._until = 0.0
         self._failures = 0
         self._paused = False
         self._begun = False
         self._known: ConsoleInfo | None = None
+        self._tried = ""
+        self._by_hearsay = False
         self._pause: Deferred[None] | None = None
         self._awaited: Deferred[object] | None = None
         console.give_up = self.stop
@@ -101,14 +118,19 @@ class Follower:
             try:
                 await self._open(force)
             except ConsoleError as error:
-                if self._force and not force:
-                    # Somebody came meanwhile who would take it.
+                if self._somebody_knows_better or (self._force and not force):
+                    # Or would take it, and came meanwhile.
                     continue
+                if isinstance(error, ConsoleElsewhere) and self._by_hearsay:
+                    # Of some seconds ago: the engine may know better.
+                    self._known = None
+                    continue
+                self._known = None
                 self._not_opened(error)
                 if not self.console.attachments:
                     return
             else:
-                self._known, self._paused = None, False
+                self._paused = False
                 opened = self._clock.seconds()
                 is_first = not self._until
                 if not self._interrupted(await self._result_of(self.console.ended)):
@@ -116,8 +138,13 @@ class Follower:
                 if is_first or self._clock.seconds() - opened >= _BRIEF:
                     self._failures = 0
                     continue
-            delay, self._failures = _delay(self._failures), self._failures + 1
+            delay = _DELAYS[min(self._failures, len(_DELAYS) - 1)]
+            self._failures += 1
             await self._wait(delay)
+
+    @property
+    def _somebody_knows_better(self) -> bool:
+        return self._known is not None and self._known.host != self._tried
 
     @property
     def _force(self) -> bool:
@@ -133,11 +160,16 @@ class Follower:
             for each in console.attachments
             if each.has_begun or each.has_waited or known is None
         )
+        if found and not any(found.values()):
+            # What who came last knows may be of some seconds ago.
+            found |= await self._locate(each for each in console.attachments if each not in found)
+            known = None
         place = next((info for info in found.values() if info is not None), known)
         if place is None:
             raise ConsoleUnavailable(f"{self._name} is not there: not running, or gone.")
         # A VM that moves may be missing for a moment: one more look.
         found |= await self._locate(each for each, info in found.items() if info is None)
+        self._tried, self._by_hearsay = place.host, place is known
         endpoint = self._endpoints.console_endpoint(place, force)
         recording = console.recording = await self._record(place)
         try:
@@ -147,14 +179,14 @@ class Follower:
                 recording.close()
             console.recording = None
             raise
+        self._known = None
         self._admit(found)
         console.begin(place)
 
     async def _locate(self, attachments: Iterable[Attachment]) -> _Found:
         asked = list(attachments)
-        answers = gatherResults(
-            [Deferred.fromCoroutine(each.locate()) for each in asked], consumeErrors=True
-        )
+        questions = [self._at_once.run(each.locate) for each in asked]
+        answers = gatherResults(questions, consumeErrors=True)
         try:
             found: list[ConsoleInfo | None] = await self._result_of(answers)
         except FirstError as error:
@@ -204,6 +236,8 @@ class Follower:
         """Whether it is to be opened again."""
         if not isinstance(reason, ConsoleInterrupted) or not self._patience:
             self.console.end(Failure(reason))
+        if isinstance(reason, GuestStopped):
+            self.console.scrollback.restart()
         self._until = self._clock.seconds() + self._patience
         for attachment in list(self.console.attachments):
             if attachment.has_begun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
@@ -21,6 +21,9 @@ from vmconsole.errors import ConsoleGone
 from vmconsole.interfaces import ConsoleInfo, GuestNews, IConsoleEndpoints, IGuestObserver
 from vmconsole.text import printable
 
+# Users about whom the engine is asked at the same time, when many consoles are opened again.
+_AT_ONCE = 8
+
 
 @implementer(IGuestObserver)
 class ConsolePool(Service):
@@ -35,6 +38,7 @@ class ConsolePool(Service):
     ) -> None:
         self._endpoints = endpoints
         self._recordings = recordings
+        self._at_once = DeferredSemaphore(_AT_ONCE)
         self._clock = clock
         self.settings = settings
         self._followers: dict[str, Follower] = {}
@@ -109,7 +113,12 @@ class ConsolePool(Service):
             info, self._clock, keyboard, self.settings.scrollback, self.settings.linger
         )
         follower = Follower(
-            console, self._endpoints, self._clock, self.settings.follow, self._recordings
+            console,
+            self._endpoints,
+            self._clock,
+            self.settings.follow,
+            self._recordings,
+            self._at_once,
         )
         self._followers[info.vm_id] = follower
         follower.done.addCallback(lambda _: self._forget(follower))

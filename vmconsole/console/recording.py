@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from vmconsole.console.castfiles import CastDirectory, Parts, Piece, Pruned
+from vmconsole.console.recording_failures import cure, reason, unavailable
 from vmconsole.errors import ConsoleUnavailable
 from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
@@ -42,15 +43,6 @@ _STOP_SECONDS = 5.0
 # Seconds until old recordings are deleted: after the last time, and after a file was finished.
 _PRUNE_LATER = 300.0
 _PRUNE_SOON = 5.0
-_CURE = "Is recording.directory ({}) a directory that we may write to?"
-_FULL = "Free space on the disk of {}; recording.retain_bytes and retain_age limit what is kept."
-_CURES: dict[int | None, str] = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.ENOENT: "What is being recorded in {} has to be left there.",
-    errno.EFBIG: "recording.max_size has to be less than the limit for files in {}.",
-    errno.ETIMEDOUT: "See what holds up the disk of {}.",
-}
 
 
 class Recording:
@@ -125,16 +117,18 @@ class Recording:
     def _add(self, piece: bytes | str) -> None:
         # Every byte of every guest comes by here: it is noted, and that is all.
         if not self._ended:
-            self._append(piece)
-            if self._added - self._written > _PRESSED:
+            size = self._append(piece)
+            if self._recordings.is_too_much(size) or self._added - self._written > _PRESSED:
                 self._recordings.press(self)
 
-    def _append(self, piece: Piece) -> None:
+    def _append(self, piece: Piece) -> int:
         self._pieces.append((self._seconds(), piece))
-        self._added += _PIECE + (len(piece) if piece else 0)
+        size = _PIECE + (len(piece) if piece else 0)
+        self._added += size
         if not self.is_due:
             self.is_due = True
             self._recordings.schedule(self)
+        return size
 
 
 class Recordings(Service):
@@ -172,6 +166,11 @@ class Recordings(Service):
         self._due: list[Recording] = []
         self._next_write: IDelayedCall | None = None
         self._is_writing = False
+        # Bytes of memory, as far as was counted since the last time that something was written.
+        self._waiting = 0
+        # Openings that the disk has not answered in time.
+        self._overdue = 0
+        self._trouble = ""
         self._next_prune: IDelayedCall | None = None
         self._prune_delay = _PRUNE_LATER
         self._stopped: Deferred[None] | None = None
@@ -204,13 +203,22 @@ class Recordings(Service):
         if not self.running:
             return fail(ConsoleUnavailable("vmconsole is stopping."))
         opened: Deferred[Recording] = Deferred()
+        overdue = False
         name = printable(info.vm_name)
 
+        def failed(error: Exception) -> ConsoleUnavailable:
+            # Not for each try of each console.
+            if reason(error) != self._trouble:
+                self._trouble = reason(error)
+                self._say_failed(f"No recording of {name} can be made", error)
+            return unavailable(reason(error))
+
         def made(parts: Parts | Exception) -> None:
+            self._overdue -= overdue
             if isinstance(parts, Exception):
-                self._say_failed(f"No recording of {name} can be made", parts)
-                opened.errback(_unavailable(_reason(parts)))
+                opened.errback(failed(parts))
                 return
+            self._trouble = ""
             recording = Recording(self, parts, self._reactor.seconds)
             self._recordings.add(recording)
             # Nobody waits for it any more, perhaps.
@@ -219,10 +227,13 @@ class Recordings(Service):
             opened.callback(recording)
 
         def too_late(_: object, limit: float) -> Recording:
-            error = OSError(errno.ETIMEDOUT, f"The disk did not answer within {limit:g} s")
-            self._say_failed(f"No recording of {name} can be made", error)
-            raise _unavailable(_reason(error))
+            nonlocal overdue
+            overdue = True
+            self._overdue += 1
+            raise failed(_silent())
 
+        if self._overdue:
+            return fail(failed(_silent()))
         self._run(partial(self._make, info, self._reactor.seconds()), made)
         return opened.addTimeout(_OPEN_SECONDS, self._reactor, too_late)
 
@@ -233,8 +244,13 @@ class Recordings(Service):
         self._due.append(recording)
         self._write_soon()
 
+    def is_too_much(self, size: int) -> bool:
+        """So many bytes more wait: whether that is more than all together may have."""
+        self._waiting += size
+        return self._waiting > _LIMIT
+
     def press(self, recording: Recording) -> None:
-        """It has a lot to write: no more may follow before that begins."""
+        """It has a lot to write, or all have: no more may follow before that begins."""
         if not self._is_writing:
             self._write()
         elif sum(each.waiting for each in self._recordings) > _LIMIT:
@@ -264,6 +280,7 @@ class Recordings(Service):
 
     def _wrote(self, outcome: Sequence[tuple[Recording, bool, Exception | None]]) -> None:
         self._is_writing = False
+        self._waiting = sum(each.waiting for each in self._recordings)
         for recording, finished, error in outcome:
             if error is not None:
                 self._end(recording, error)
@@ -277,7 +294,7 @@ class Recordings(Service):
         # It may be too slow at first, and then full.
         if not recording.failed.called:
             self._say_failed(f"The recording {recording.path} ended", error)
-            recording.fail(_reason(error))
+            recording.fail(reason(error))
 
     def _make(self, info: ConsoleInfo, at: float) -> Parts | Exception:
         try:
@@ -357,8 +374,8 @@ class Recordings(Service):
         self._log.critical(
             "{what}: {reason}. {cure}",
             what=what,
-            reason=_reason(error),
-            cure=_CURES.get(getattr(error, "errno", None), _CURE).format(self._files.directory),
+            reason=reason(error),
+            cure=cure(error, self._files.directory),
         )
 
 
@@ -372,11 +389,5 @@ def _write_out(due: Sequence[Recording]) -> list[tuple[Recording, bool, Exceptio
     return outcome
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _unavailable(reason: str) -> ConsoleUnavailable:
-    return ConsoleUnavailable(
-        f"This console cannot be recorded: {reason}. Ask the administrator to see to it."
-    )
+def _silent() -> OSError:
+    return OSError(errno.ETIMEDOUT, f"The disk did not answer within {_OPEN_SECONDS:g} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmconsole.console.terminal import Sanitizer
+from vmconsole.console.terminal import RESET, Sanitizer
 
 
 class Scrollback:
@@ -24,6 +24,11 @@ class Scrollback:
             self._cut = True
             # At the front of a bytearray this moves no memory.
             del self._kept[:excess]
+
+    def restart(self) -> None:
+        """The guest starts afresh: the modes of the terminal that it had set count no more."""
+        if self._kept:
+            self.append(RESET)
 
     def tail(self, size: int | None = None) -> bytes:
         """The last ``size`` bytes, or all that are kept, as the guest printed them.

@@ -136,6 +136,11 @@ class Sanitizer:
             return self._switch("?1049", "l") + "\x1b[!p\x1b[H\x1b[2J"
         return ""
 
+    def give_up(self) -> None:
+        """What was begun is never ended."""
+        self._decoder.reset()
+        self._sequence, self._in_string = "", False
+
     def _switch(self, mode: str, kind: str) -> str:
         sequence = f"\x1b[{mode}{kind}"
         harmless = _SEQUENCE.fullmatch(sequence) is not None
@@ -153,10 +158,12 @@ def _modes(mark: str, kind: str, *modes: int) -> bytes:
 
 _KITTY_KEYBOARD_OFF = b"\x1b[<99u"
 
+# Ends a sequence that a terminal has begun: CAN, and ST where CAN does not.
+GIVE_UP = b"\x18\x1b\\"
+
 RESET = b"".join(
     [
-        # End what the guest may have begun: CAN gives it up, and ST ends it where CAN does not.
-        b"\x18\x1b\\",
+        GIVE_UP,
         # Synchronized output, which holds back all that follows; each screen's own keyboard modes.
         _modes("?", "l", 2026),
         _KITTY_KEYBOARD_OFF,

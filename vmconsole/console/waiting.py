@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
 
 from vmconsole.console.choice import NoSuchConsole
 from vmconsole.console.escape import Command, EscapeScanner
@@ -27,18 +28,16 @@ class Waiting(Protocol):
     def __init__(self, clock: IReactorTime, escape: int | None) -> None:
         self._clock = clock
         self._scanner = EscapeScanner(escape)
-        self._pause: Deferred[None] | None = None
+        self._looking: Deferred[ConsoleInfo] | None = None
         self._gave_up = False
 
     async def until_found(self, look: Callable[[], Awaitable[ConsoleInfo]]) -> ConsoleInfo:
         """Look now and then: what is found. Raises ConsoleError when the user gave up, and what
         ``look`` raises, but for NoSuchConsole, and for an EngineError, which may pass."""
         while not self._gave_up:
-            self._pause = Deferred()
-            self._pause.addTimeout(LOOK_EVERY, self._clock, lambda _result, _seconds: None)
+            self._looking = Deferred.fromCoroutine(self._look_later(look))
             try:
-                await self._pause
-                return await look()
+                return await self._looking
             except (NoSuchConsole, EngineError):
                 pass
             except CancelledError:
@@ -46,11 +45,15 @@ class Waiting(Protocol):
                     raise
         raise ConsoleError("You gave up.")
 
+    async def _look_later(self, look: Callable[[], Awaitable[ConsoleInfo]]) -> ConsoleInfo:
+        await deferLater(self._clock, LOOK_EVERY)
+        return await look()
+
     def dataReceived(self, data: bytes) -> None:
         """The user typed."""
         if _CTRL_C in data or Command.LEAVE in self._scanner.feed(data):
             self._gave_up = True
-            if self._pause is not None:
-                self._pause.cancel()
+            if self._looking is not None:
+                self._looking.cancel()
         elif self.transport is not None:
             self.transport.write(_BELL)

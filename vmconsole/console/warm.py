@@ -14,9 +14,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from vmconsole.console.attachment import Attachment, Party
-from vmconsole.console.choice import matching_names
+from vmconsole.console.choice import matching_names, still_listed
 from vmconsole.console.pool import ConsolePool
-from vmconsole.errors import ConsoleError, ConsoleInterrupted, EngineError
+from vmconsole.errors import ConsoleError, ConsoleInterrupted, EngineError, EngineUnreachable
 from vmconsole.interfaces import ConsoleInfo, GuestNews, IGuestObserver, IPermissions, Role
 from vmconsole.text import printable
 
@@ -54,6 +54,9 @@ class WarmConsoles(Service):
         self._patterns = patterns
         self._kept: dict[str, _Keeper] = {}
         self._failed: dict[str, str] = {}
+        # VMs of the last round whose names do not match.
+        self._ignored: set[str] = set()
+        self._trouble = ""
         self._pause: Deferred[None] | None = None
         self._soon: list[float] = []
         self._running: Deferred[None] | None = None
@@ -75,7 +78,8 @@ class WarmConsoles(Service):
     def guest_changed(self, vm_id: str, news: GuestNews) -> None:
         """See IGuestObserver; the consoles are told, too."""
         self._pool.guest_changed(vm_id, news)
-        if news.runs and vm_id not in self._kept and self.running:
+        known = vm_id in self._kept or vm_id in self._ignored
+        if news.runs and not known and self.running:
             self._soon = list(_STARTED)
             if self._pause is not None:
                 self._pause.callback(None)
@@ -85,25 +89,52 @@ class WarmConsoles(Service):
             try:
                 await self._round()
                 seconds = _ROUND
+                self._trouble = ""
             except EngineError as error:
-                self._log.warn("Warm consoles wait for the engine: {error}", error=str(error))
+                if not self._trouble:
+                    self._trouble = str(error)
+                    self._log.warn("Warm consoles wait for the engine: {error}", error=str(error))
                 seconds = _RETRY
+            except CancelledError:
+                raise
+            except Exception:
+                self._log.failure("looking for consoles to keep warm")
+                seconds = _ROUND
             if not self._soon:
                 self._pause = Deferred()
                 self._pause.addTimeout(seconds, self._clock, lambda _result, _seconds: None)
-                await self._pause
-                self._pause = None
+                try:
+                    await self._pause
+                finally:
+                    self._pause = None
             if self._soon:
                 await deferLater(self._clock, self._soon.pop(0))
 
     async def _round(self) -> None:
         """Raises EngineError."""
+        ignored: set[str] = set()
         for user_id in await self._permissions.user_ids():
-            listed = await self._permissions.consoles(user_id, fresh=True)
-            for info in matching_names(listed.consoles, self._patterns):
-                if info.host and info.vm_id not in self._kept:
-                    self._open(info, user_id)
+            try:
+                listed = await self._permissions.consoles(user_id, fresh=True)
+            except EngineUnreachable:
+                raise
+            except EngineError as error:
+                # That is about this user alone.
+                if self._failed.get(user_id) != str(error):
+                    self._failed[user_id] = str(error)
+                    self._log.warn(
+                        "No console of the user {id} is kept warm now: {error}",
+                        id=printable(user_id),
+                        error=str(error),
+                    )
+            else:
+                wanted = matching_names(listed.consoles, self._patterns)
+                ignored |= {vm.vm_id for vm in listed.consoles} - {vm.vm_id for vm in wanted}
+                for info in wanted:
+                    if info.host and info.vm_id not in self._kept:
+                        self._open(info, user_id)
             await deferLater(self._clock, _PACE)
+        self._ignored = ignored
 
     def _open(self, info: ConsoleInfo, user_id: str) -> None:
         keeper = _Keeper(self._permissions, info, user_id)
@@ -165,7 +196,7 @@ class _Keeper(Protocol):
     async def locate(self) -> ConsoleInfo | None:
         """See IAccess."""
         found = await self._permissions.consoles(self._user_id, fresh=True)
-        return next((vm for vm in found.consoles if vm.vm_id == self._info.vm_id), None)
+        return still_listed(found, self._info.vm_id)
 
     def begin(self, attachment: Attachment) -> None:
         """See IAccess."""

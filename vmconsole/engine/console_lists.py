@@ -11,6 +11,8 @@ from vmconsole.interfaces import ConsoleInfo, ConsoleList, IEngine
 
 # Consoles in the answers that are remembered, of all users together: some 60 MB.
 _CAPACITY = 200_000
+# Users, of more than whom it is looked once a second what can be forgotten.
+_MANY = 200
 
 
 class ConsoleLists:
@@ -32,6 +34,7 @@ class ConsoleLists:
         self._lifetimes = lifetimes
         self._outage = outage
         self._capacity = capacity
+        self._forgot = 0.0
         # The one that was used last stands last.
         self._answers: dict[str, LastAnswer[Sequence[ConsoleInfo]]] = {}
 
@@ -67,6 +70,10 @@ class ConsoleLists:
         return last
 
     def _forget(self) -> None:
+        now = self._clock.seconds()
+        if len(self._answers) > _MANY and 0 <= now - self._forgot < 1.0:
+            return
+        self._forgot = now
         longest = max(self._lifetimes.cache_ttl, self._lifetimes.stale_grace)
         self._answers = {
             user_id: last

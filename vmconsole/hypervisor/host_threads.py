@@ -55,20 +55,37 @@ class HostThreads:
         """The result of ``function``, called in a thread.
 
         After ``limit`` seconds the Deferred fails with HostUnreachable. When it comes after that,
-        or after a cancel, the result goes to ``late``, in a thread.
+        or after a cancel, the result goes to ``late``, in a thread; with ``late``, which undoes it,
+        what has not begun by then is left undone.
         """
         if self._stopped:
             return fail(self._stopping())
         if not self._pool.started:
             self._pool.start()
-        waiting: Deferred[T] = Deferred(lambda _: self._count_stuck(1))
+        begun = stuck = False
+
+        def cancelled(_: object) -> None:
+            nonlocal stuck
+            if begun or late is None:
+                stuck = True
+                self._count_stuck(1)
+
+        def run() -> T:
+            nonlocal begun
+            begun = True
+            if waiting.called and late is not None:
+                raise CancelledError
+            return function()
+
+        waiting: Deferred[T] = Deferred(cancelled)
         self._waiting.add(waiting)
 
         def deliver(succeeded: bool, result: Any) -> None:
             if not waiting.called:
                 waiting.callback(result) if succeeded else waiting.errback(result)
                 return
-            self._count_stuck(-1)
+            if stuck:
+                self._count_stuck(-1)
             if succeeded and late is not None:
                 self._run(partial(late, result))
 
@@ -79,9 +96,7 @@ class HostThreads:
         waiting.addBoth(forget)
         if limit is not None:
             waiting.addTimeout(limit, self._reactor, self._no_answer)
-        self._pool.callInThreadWithCallback(
-            partial(self._reactor.callFromThread, deliver), function
-        )
+        self._pool.callInThreadWithCallback(partial(self._reactor.callFromThread, deliver), run)
         return waiting
 
     def lend(self, threads: int) -> None:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
-from vmconsole.errors import ConsoleGone, GuestMoved, GuestStopped
+from vmconsole.errors import ConsoleGone, GuestGone, GuestMoved, GuestStopped
 from vmconsole.hypervisor.libvirt_errors import NO_CONSOLE, NO_DOMAIN, NO_PTY
 from vmconsole.interfaces import ConsoleInfo, Domain, DomainState, GuestNews
 from vmconsole.text import printable
 
 # virDomainState, virDomainShutoffReason and virDomainPausedReason: stable numbers.
 _PAUSED, _SHUT_OFF, _CRASHED, _PM_SUSPENDED = 3, 5, 6, 7
+_SAVED = (_SHUT_OFF, 5)
 _MOVED = ((_PAUSED, 2), (_SHUT_OFF, 4))
 # virDomainEventType and its details.
 _STARTED, _SUSPENDED, _RESUMED, _STOPPED = 2, 3, 4, 5
@@ -29,7 +30,6 @@ _PAUSES = {
 _SHUT_OFF_REASONS = {
     2: "was powered off",
     3: "crashed",
-    5: "was saved to disk",
     6: "failed: see its log on the host",
 }
 _STATES = {
@@ -43,10 +43,6 @@ _CONSOLE_KINDS = {"unix": "a unix socket", "tcp": "a TCP socket", "udp": "a UDP 
 
 LifecycleEvent = tuple[int, int]
 """A virDomainEventType, and its detail."""
-
-
-class GuestGone(GuestStopped):
-    """Its host does not know it, and has told nothing of it; that may come a moment later."""
 
 
 def list_domains(connection: Any) -> list[Domain]:
@@ -64,28 +60,38 @@ def find_domain(connection: Any, vm_id: str) -> Domain | None:
     return None if domain is None else _described(domain)
 
 
+def moved(console: ConsoleInfo, last: LifecycleEvent | None) -> GuestMoved | None:
+    """Whether the last event that its host told of a domain says that it moved.
+
+    It needs no question, which the host answers only when the domain is ended there, 0.2 s later.
+    """
+    if _state_told(last) in _MOVED:
+        return GuestMoved(f"{printable(console.vm_name)} moved to another host.")
+    return None
+
+
 def console_ending(
     connection: Any, console: ConsoleInfo, last: LifecycleEvent | None = None
 ) -> ConsoleGone | None:
     """What became of a domain whose console ended; None: it goes on running.
 
     ``last`` is the last event that its host told of it: a transient domain, such as oVirt's, is
-    gone when it has moved or stopped. Raises libvirtError. Follows virDomainGetState.
+    gone when it has stopped. Raises libvirtError. Follows virDomainGetState.
     """
     name, host = printable(console.vm_name), printable(console.host)
     domain = _lookup(connection, console.vm_id)
     state = None if domain is None else _state(domain)
-    told = _state_told(last)
     if last is not None and last[0] == _STARTED:
         return GuestStopped(f"{name} was stopped, and started again.")
-    if state is None or told in _MOVED:
-        state = told
+    state = state or _state_told(last)
     if state is None:
         return GuestGone(f"{name} is gone from {host}: it was shut off, removed or moved.")
     if state in _MOVED:
         return GuestMoved(f"{name} moved to another host.")
     if state[0] == _CRASHED:
         return GuestStopped(f"{name} crashed.")
+    if state == _SAVED:
+        return GuestGone(f"{name} was saved to disk.")
     if state[0] == _SHUT_OFF:
         return GuestStopped(f"{name} {_SHUT_OFF_REASONS.get(state[1], 'was shut off')}.")
     return None
@@ -96,6 +102,9 @@ def after(before: LifecycleEvent | None, event: LifecycleEvent) -> LifecycleEven
     the domain that was started is open already."""
     if event[0] == _STARTED and (before is None or before[0] != _STOPPED):
         return before or _NOTHING
+    # Of a start it is told before the start itself.
+    if event[0] == _RESUMED and before is not None and before[0] == _STOPPED:
+        return before
     return event
 
 

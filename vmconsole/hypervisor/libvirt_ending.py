@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.task import deferLater
 
-from vmconsole.errors import ConsoleGone, ConsoleTaken, HostLost, InputLost
-from vmconsole.hypervisor.libvirt_domains import GuestGone, console_ending
+from vmconsole.errors import ConsoleGone, ConsoleTaken, GuestGone, HostLost, InputLost
+from vmconsole.hypervisor.libvirt_domains import console_ending, moved
 from vmconsole.hypervisor.libvirt_errors import connection_lost
 from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
@@ -68,9 +68,13 @@ class Ending:
             # A console ends a little before its domain does, and before its events come.
             await deferLater(self._host.reactor, pause, lambda: None)
             last = self._host.last_events.get(self._console.vm_id)
+            gone = moved(self._console, last)
+            if gone is not None:
+                return gone
             ending = await self._host.ask(
                 partial(console_ending, console=self._console, last=last), EXPLAINING
             )
-            if ending is not None and (number >= _NEWS or not isinstance(ending, GuestGone)):
+            unsure = isinstance(ending, GuestGone) and last is None
+            if ending is not None and not (unsure and number < _NEWS):
                 return ending
         return ConsoleTaken(running)

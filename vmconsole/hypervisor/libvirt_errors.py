@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmconsole.errors import ConsoleBusy, ConsoleError, ConsoleUnavailable, HostUnreachable
+from vmconsole.errors import (
+    ConsoleBusy,
+    ConsoleElsewhere,
+    ConsoleError,
+    ConsoleUnavailable,
+    HostUnreachable,
+)
 from vmconsole.interfaces import ConsoleInfo
 from vmconsole.text import printable
 
@@ -146,7 +152,7 @@ def left_behind(host: str, name: str) -> ConsoleBusy:
     )
 
 
-def _unknown(host: str, name: str, vm_id: str) -> ConsoleUnavailable:
-    return ConsoleUnavailable(
+def _unknown(host: str, name: str, vm_id: str) -> ConsoleElsewhere:
+    return ConsoleElsewhere(
         f"{host} does not know {name} [{printable(vm_id)}] any more; it may have moved: try again."
     )

@@ -8,7 +8,8 @@ import msgspec
 
 from vmconsole.audit import Audit, Login
 from vmconsole.console.attachment import Attachment
-from vmconsole.errors import ConsoleError, EngineUnreachable
+from vmconsole.console.choice import still_listed
+from vmconsole.errors import ConsoleError
 from vmconsole.interfaces import ConsoleInfo, IPermissions, IWatch
 
 
@@ -41,11 +42,7 @@ class Access:
         """See IAccess."""
         found = await self._permissions.consoles(self._login.user.id, fresh=True)
         self._stale(found.answered)
-        place = next((vm for vm in found.consoles if vm.vm_id == self._console.vm_id), None)
-        if place is None and found.answered is not None:
-            # An old answer, which serves while the engine gives none, takes nothing away.
-            raise EngineUnreachable("The engine does not answer.")
-        return place
+        return still_listed(found, self._console.vm_id)
 
     def begin(self, attachment: Attachment) -> None:
         """See IAccess."""

@@ -8,7 +8,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from vmconsole.audit import Login
-from vmconsole.console.choice import NoSuchConsole, by_id, by_name, by_text
+from vmconsole.console.choice import (
+    NoSuchConsole,
+    by_id,
+    by_id_or_name,
+    by_name,
+    by_text,
+)
 from vmconsole.console.menu import Menu, MenuProtocol
 from vmconsole.console.waiting import Waiting
 from vmconsole.interfaces import ConsoleInfo, IPermissions, IWatch
@@ -141,4 +147,7 @@ def _find(consoles: Sequence[ConsoleInfo], request: Request) -> ConsoleInfo:
         return by_id(consoles, request.vm_id)
     if request.vm_name is not None:
         return by_name(consoles, request.vm_name)
+    if request.wait:
+        # A beginning could be that of another one, which happens to be listed now.
+        return by_id_or_name(consoles, request.vm or "")
     return by_text(consoles, request.vm or "")
