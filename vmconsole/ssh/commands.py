@@ -33,7 +33,7 @@ vmconsole {version}: the serial consoles of your VMs.
   ssh -t ... USER@PROXY               the menu; with a single VM, its console
   ssh -t ... USER@PROXY VM            the console of VM: its id, its name, a beginning of either,
                                       or a pattern that matches one
-  ... connect [VM | --vm-id ID | --vm-name NAME] [--wait] [--force]
+  ... connect [--vm-id ID | --vm-name NAME | VM] [--wait] [--force]
                                       the same, also by exactly this id or name; --wait waits until
                                       VM runs; --force takes it from another program on its host
   ... watch VM                        the same, only to watch
