@@ -363,6 +363,13 @@ class ComeTests(FollowTestCase):
         )
         self.assertIn(b"secret", alice.output)
 
+    def test_who(self) -> None:
+        """Who asks who is there is told that they wait for it."""
+        self.on(self.alice)
+        self.away()
+        who = self.bob.run(b"who vm1").output
+        self.assertRegex(who, rb"^vm1\talice@\S+ from \S+: here for \d+ seconds?, waits for it to")
+
     def test_wait_beside_others(self) -> None:
         """Who waits for it is there for those who ask who is, and may outlast them."""
         alice = self.on(self.alice)

@@ -244,12 +244,7 @@ class Attachment:
         # What was printed before is for the terminal of who had it then.
         self.console.flush()
         self._gets_queries = self.has_keyboard
-        if not self.is_there:
-            pass
-        elif self.has_keyboard:
-            self._mark_keyboard()
-        elif self.console.keyboard.holder is None:
-            self.console.mark("nobody has the keyboard")
+        self._mark_keyboard()
         if self._gets_queries or self._sanitizer is not None:
             return
         # What was shown until now may have ended in the middle of a sequence.
@@ -261,7 +256,10 @@ class Attachment:
             self.show(GIVE_UP)
 
     def _mark_keyboard(self) -> None:
-        self.console.mark(f"{self.name} has the keyboard")
+        if self.is_there and self.has_keyboard:
+            self.console.mark(f"{self.name} has the keyboard")
+        elif self.is_there and self.console.keyboard.holder is None:
+            self.console.mark("nobody has the keyboard")
 
     def deliver(self, data: bytes) -> None:
         """Hand the guest's output to the user."""

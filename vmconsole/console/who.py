@@ -20,7 +20,9 @@ def describe_all(console: Console, now: float) -> Iterator[str]:
 def describe(attachment: Attachment, now: float) -> str:
     """Who it is, from where, since when, and what they do."""
     here = lasting(now - attachment.since)
-    if attachment.has_keyboard:
+    if attachment.has_begun and not attachment.console.is_open:
+        doing = "waits for it to come back"
+    elif attachment.has_keyboard:
         doing = f"has the keyboard, idle for {lasting(now - attachment.typed_at)}"
     elif not attachment.has_begun:
         doing = "waits for it to open"
