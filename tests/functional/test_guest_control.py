@@ -20,6 +20,7 @@ from vmconsole.errors import (
     ConsoleBusy,
     ConsoleTaken,
     ConsoleUnavailable,
+    GuestGone,
     GuestMoved,
     GuestStopped,
     HostLost,
@@ -211,19 +212,20 @@ class EndTests(GuestCase):
     """How an open console ends is told by the type."""
 
     async def test_stopped(self) -> None:
-        """Shut off and saved: the guest stopped. Started again, its console can be had."""
+        """Shut off, the guest stopped; saved, it will go on. Started again, its console can be
+        had."""
         self.start()
         console = self.boot(lab.LightGuest("control-stopped"))
-        for command, text in (
-            ("destroy", "control-stopped was powered off."),
-            ("managedsave", "control-stopped was saved to disk."),
+        for command, kind, text in (
+            ("destroy", GuestStopped, "control-stopped was powered off."),
+            ("managedsave", GuestGone, "control-stopped was saved to disk."),
         ):
             protocol = await self.open(console)
             await self.echoes(protocol)
             stopping = deferToThread(self.node.virsh, command, console.vm_name)
             error = await protocol.ended
             await stopping
-            self.assertEqual((type(error), str(error)), (GuestStopped, text))
+            self.assertEqual((type(error), str(error)), (kind, text))
             await deferToThread(self.node.create, console.vm_name)
 
     async def test_moved(self) -> None:
