@@ -63,6 +63,13 @@ class LabTestCase(TestCase):
         _boot_guests(self.lab)
         self.site = Site(reactor)
 
+    def memory(self, what: str) -> int:
+        """Bytes of the proxy's memory: VmRSS, what it has now, or VmHWM, the most it had."""
+        assert self.site.proxy is not None
+        status = Path(f"/proc/{self.site.proxy.transport.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith(f"{what}:")]
+        return int(line.split()[1]) * 1024
+
     async def tearDown(self) -> None:  # type: ignore[override]
         await self.site.stop()
         logs = self.site.logs

@@ -115,10 +115,3 @@ class RemoteTestCase(LabTestCase):
             if wanted(ssh):
                 return ssh
         self.fail(f"{ssh.status} {ssh.seen!r} {ssh.errors!r}\n{self.site.logs}")
-
-    def memory(self, what: str) -> int:
-        """Bytes of the proxy's memory: VmRSS, what it has now, or VmHWM, the most it had."""
-        assert self.site.proxy is not None
-        status = Path(f"/proc/{self.site.proxy.transport.pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith(f"{what}:")]
-        return int(line.split()[1]) * 1024

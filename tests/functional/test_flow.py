@@ -7,7 +7,6 @@ import hashlib
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.interfaces import IConsumer, IPullProducer
@@ -133,12 +132,6 @@ class FlowCase(SharedCase):
                 return before
         self.fail(f"it still grows: {size()}")
 
-    def memory(self) -> int:
-        """Bytes that the proxy has in memory now."""
-        assert self.site.proxy is not None
-        status = Path(f"/proc/{self.site.proxy.transport.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
-
     def assert_same(self, came: bytes, expected: bytes) -> None:
         """Two long texts are one; if not, where do they part?"""
         if came == expected:
@@ -163,7 +156,7 @@ class PasteTests(FlowCase):
         watcher = await self.watch("serial1")
         await self.types(alice, b"<both>", watcher)
         pasted = text(65536)
-        before = self.memory()
+        before = self.memory("VmRSS")
         Paste(alice, pasted)
         for number in range(0, 1000, 20):
             await alice.expect(b"%08d" % number)
@@ -171,7 +164,7 @@ class PasteTests(FlowCase):
         for ssh in (alice, watcher):
             await ssh.expect(rb"<end>$")
             self.assert_same(ssh.seen.partition(b"<both>")[2], pasted)
-        self.assertLess(self.memory() - before, MEMORY)
+        self.assertLess(self.memory("VmRSS") - before, MEMORY)
         await self.leave(watcher, alice)
 
     async def test_whole(self) -> None:
@@ -181,16 +174,16 @@ class PasteTests(FlowCase):
         alice = await self.run_in_linux("reads1", b"head -c %d | sha256sum" % MIB)
         watcher = await self.watch("reads1")
         await deferToThread(self.lab.node1.suspend, "reads1")
-        before = self.memory()
+        before = self.memory("VmRSS")
         paste = Paste(alice, b"go\n" + pasted)
         self.assertLess(await self.at_rest(lambda: paste.taken), HELD)
-        self.assertLess(self.memory() - before, MEMORY)
+        self.assertLess(self.memory("VmRSS") - before, MEMORY)
         await deferToThread(self.lab.node1.resume, "reads1")
         digest = hashlib.sha256(pasted).hexdigest().encode()
         for ssh in (alice, watcher):
             match = await ssh.expect(rb"([0-9a-f]{64})  -\n")
             self.assertEqual(match[1], digest)
-        self.assertLess(self.memory() - before, MEMORY)
+        self.assertLess(self.memory("VmRSS") - before, MEMORY)
         await self.leave(watcher, alice)
 
     async def test_stuck(self) -> None:
@@ -203,10 +196,10 @@ class PasteTests(FlowCase):
         await self.types(alice, b"<begin>")
         watcher = await self.watch("stuck1")
         await deferToThread(self.lab.node1.suspend, "stuck1")
-        before = self.memory()
+        before = self.memory("VmRSS")
         paste = Paste(alice, text(MIB) * 32)
         self.assertLess(await self.at_rest(lambda: paste.taken), HELD)
-        self.assertLess(self.memory() - before, MEMORY)
+        self.assertLess(self.memory("VmRSS") - before, MEMORY)
         await alice.kill("HUP")
         await watcher.expect(said(ALICE + rb" left\. You have the keyboard\."), AT_ONCE)
         watcher.type(text(100000) + b"\x1d.")
@@ -231,7 +224,7 @@ class FloodTests(FlowCase):
         watcher = await self.watch("flood2")
         follower = self.site.ssh(self.alice, "log flood2 --bytes 6 --follow", terminal=False)
         await follower.expect(rb"^ready\n")
-        before = self.memory()
+        before = self.memory("VmRSS")
         for ssh in (watcher, follower):
             ssh.transport.signalProcess("STOP")
 
@@ -249,7 +242,7 @@ class FloodTests(FlowCase):
         for number in range(50):
             alice.type(b"%d\n" % number)
             printed += (await alice.expect(rb".*?and %d\n" % number, AT_ONCE))[0]
-        self.assertLess(self.memory() - before, MEMORY)
+        self.assertLess(self.memory("VmRSS") - before, MEMORY)
 
         for ssh in (watcher, follower):
             ssh.transport.signalProcess(signal.SIGCONT)

@@ -107,8 +107,7 @@ class Console(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The stream ended; what becomes of who is attached is its Follower's to say."""
         self.flush()
-        if self._lingering is not None and self._lingering.active():
-            self._lingering.cancel()
+        self._stop_lingering()
         self.lost, held = self.unsent, self._kept
         self.connected, self._kept = 0, None
         if held is not None:
@@ -120,8 +119,7 @@ class Console(Protocol):
 
     def join(self, attachment: Attachment) -> None:
         """Somebody attaches: to a stream that is open, or one that may be later."""
-        if self._lingering is not None and self._lingering.active():
-            self._lingering.cancel()
+        self._stop_lingering()
         self.flush()
         self.attachments.append(attachment)
         if self.is_open:
@@ -145,11 +143,14 @@ class Console(Protocol):
         if not self.attachments and (not self._linger or self.is_input_held):
             self.close()
             return
-        if self._lingering is not None and self._lingering.active():
-            self._lingering.cancel()
+        self._stop_lingering()
         self.transport.confirm()
         until = self._clock.seconds() + self._linger
         self._lingering = self._clock.callLater(_CONFIRMED, self._linger_on, until)
+
+    def _stop_lingering(self) -> None:
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
 
     def _linger_on(self, until: float) -> None:
         left = until - self._clock.seconds()
