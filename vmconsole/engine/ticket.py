@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import json
 import re
 from base64 import b64decode, b64encode
@@ -43,7 +42,7 @@ class TicketRefused(VMConsoleError):
 
 
 class TicketMalformed(VMConsoleError):
-    """That is no ticket. HTTP status 500, as the real Engine answers."""
+    """No ticket, or its certificate has no EKU. HTTP status 500, as the real Engine answers."""
 
 
 def sign_ticket(
@@ -82,13 +81,15 @@ class TicketVerifier:
         self._capacity = capacity
         self._seen: dict[bytes, datetime] = {}
 
+    def trust(self, authorities: Sequence[x509.Certificate]) -> None:
+        """From now on these are the authorities."""
+        self._authorities = tuple(authorities)
+
     def verify(self, body: bytes, now: datetime) -> str:
         """The signed data. Raises TicketRefused, TicketMalformed."""
         fields = _parse(body)
         valid_from, valid_to = _date(fields["validFrom"]), _date(fields["validTo"])
-        salt = _base64(fields["salt"].encode())
-        if len(salt) != SALT_BYTES:
-            raise TicketMalformed(f"The salt has {len(salt)} bytes, not {SALT_BYTES}.")
+        salt = _salt(fields["salt"])
         if not timedelta(0) <= valid_to - valid_from <= LONGEST_LIFETIME:
             raise TicketRefused("The ticket's lifetime is negative or too long.")
         # Nothing is added to the dates from outside: the sum may not exist.
@@ -111,11 +112,12 @@ class TicketVerifier:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode())
             key = certificate.public_key()
+            issued = any(pki.issued_by(certificate, authority) for authority in self._authorities)
         except _BAD_CERTIFICATE:
-            raise TicketMalformed("The certificate cannot be read.") from None
+            raise TicketRefused("The certificate cannot be read.") from None
         if not isinstance(key, rsa.RSAPublicKey):
             raise TicketRefused("The certificate's key is not RSA.")
-        if not any(pki.issued_by(certificate, authority) for authority in self._authorities):
+        if not issued:
             raise TicketRefused("The certificate was not issued by the trusted CA.")
         if certificate.subject == certificate.issuer:
             raise TicketRefused("The certificate is self-signed.")
@@ -124,7 +126,7 @@ class TicketVerifier:
         try:
             usages = pki.extended_key_usages(certificate)
         except _BAD_CERTIFICATE:
-            raise TicketMalformed("The certificate's extensions cannot be read.") from None
+            raise TicketRefused("The certificate's extensions cannot be read.") from None
         if usages is None:
             raise TicketMalformed("The certificate has no extended key usage.")
         if pki.TICKET_OID not in usages:
@@ -168,7 +170,7 @@ def _parse(body: bytes) -> dict[str, str]:
     if missing:
         raise TicketMalformed(f"Missing: {', '.join(sorted(missing))}.")
     if sorted(fields["signedFields"].split(",")) != sorted(_SIGNED):
-        raise TicketMalformed(f"signedFields is not {','.join(_SIGNED)}.")
+        raise TicketRefused(f"signedFields is not {','.join(_SIGNED)}.")
     return fields
 
 
@@ -195,10 +197,18 @@ def _text(value: object) -> str:
 
 
 def _base64(text: bytes) -> bytes:
+    """Raises ValueError."""
+    return b64decode(b"".join(text.split()).translate(_URL_SAFE), validate=True)
+
+
+def _salt(text: str) -> bytes:
     try:
-        return b64decode(b"".join(text.split()).translate(_URL_SAFE), validate=True)
-    except binascii.Error:
-        raise TicketMalformed("Not base64.") from None
+        salt = _base64(text.encode())
+    except ValueError:
+        raise TicketRefused("The salt is no base64.") from None
+    if len(salt) != SALT_BYTES:
+        raise TicketRefused(f"The salt has {len(salt)} bytes, not {SALT_BYTES}.")
+    return salt
 
 
 def _date(text: str) -> datetime:
@@ -208,4 +218,4 @@ def _date(text: str) -> datetime:
             return datetime.strptime(text, _DATE).replace(tzinfo=UTC)
         except ValueError:
             pass
-    raise TicketMalformed("A date is not yyyyMMddHHmmss.")
+    raise TicketRefused("A date is not yyyyMMddHHmmss.")
