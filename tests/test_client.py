@@ -227,7 +227,7 @@ class RequestTests(ClientTestCase):
                     "command": "available_consoles",
                     "version": 1,
                     "user_id": USER,
-                    "features": "role,key_options",
+                    "features": "role,key_options,console_problem",
                 },
                 {
                     "command": "public_keys",
@@ -235,7 +235,7 @@ class RequestTests(ClientTestCase):
                     "key_fp": "",
                     "key_type": "",
                     "key_content": "",
-                    "features": "role,key_options",
+                    "features": "role,key_options,console_problem",
                 },
             ],
         )
@@ -277,6 +277,20 @@ class ReplyTests(ClientTestCase):
             WEB, {**DB, "role": "viewer"}, {**DB, "vmid": "3", "role": "owner"}
         )
         self.assertEqual([console.role for console in self.consoles()], ["viewer", "operator"])
+
+    def test_problems(self) -> None:
+        """Why a console cannot be opened is taken as it is told; what is no text spoils its own
+        entry alone."""
+        self.servlet.body = consoles(
+            {**DB, "problem": "no\x1b console"},
+            WEB,
+            *({**WEB, "vmid": "3", "problem": problem} for problem in (1, None, ["x"])),
+        )
+        self.assertEqual(
+            [(console.vm_name, console.problem) for console in self.consoles()],
+            [("db", "no\x1b console"), ("web", "")],
+        )
+        self.assertTrue(self.logged("Left out"))
 
     def test_bad_consoles(self) -> None:
         """A malformed entry is left out and logged, once; the others serve."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, overload
 
+import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as some
 from twisted.internet.defer import CancelledError
@@ -26,6 +27,14 @@ from vmconsole.console.choice import (
 from vmconsole.console.menu import Menu, MenuProtocol, Page
 from vmconsole.interfaces import ConsoleInfo
 
+NO_CONSOLE = "no console device: add <console type='pty'/>"
+
+
+def marked(name: str, problem: str = NO_CONSOLE) -> ConsoleInfo:
+    """A VM whose console cannot be opened, as the engine says."""
+    return msgspec.structs.replace(console(name), problem=problem)
+
+
 VMS = [console("db", "11-aa"), console("web1", "22-bb"), console("web2", "33-cc")]
 MANY = [console(f"vm{number:05}") for number in range(1, 10001)]
 # A line of the list, as it is shown.
@@ -34,8 +43,12 @@ PAGE_UP, PAGE_DOWN = b"\x1b[5~", b"\x1b[6~"
 
 names = some.text("ab1*?[]!-^\\", min_size=1, max_size=6)
 texts = some.text("abAB1*?[]!-^\\&~|.", max_size=8)
+# Of those that cannot be opened the text is longer than a narrow screen is wide.
+problems = some.just("") | some.text("aé語", max_size=90)
 listed = some.lists(
-    some.builds(console, some.text("aé語", min_size=1, max_size=90)), min_size=1, max_size=60
+    some.builds(marked, some.text("aé語", min_size=1, max_size=90), problems),
+    min_size=1,
+    max_size=60,
 )
 rows = some.integers(0, 70)
 columns = some.integers(0, 120)
@@ -226,6 +239,36 @@ class MenuTests(SynchronousTestCase):
         vms = [console("x" * 100, "i"), *MANY]
         self.assertEqual(shown(Menu(vms).page(0, 10, 80).text)[-1][0], "7")
         self.assertEqual(shown(Menu(vms).page(0, 10, 108).text)[-1][0], "8")
+
+    def test_marked(self) -> None:
+        """A VM whose console cannot be opened stands in its place, with the reason, escaped and
+        of bounded length; the line counts as the rows that it takes."""
+        vms = [console("a"), marked("b"), marked("c", "no\x1b[2J"), *MANY]
+        self.assertEqual(
+            Menu(vms).page(0, 10, 80).text.splitlines()[:4],
+            [
+                "1. a [id-a]",
+                f"2. b [id-b] ({NO_CONSOLE})",
+                "3. c [id-c] (no\\x1b[2J)",
+                "4. vm00001 [id-vm00001]",
+            ],
+        )
+        self.assertEqual(Menu(vms).page(0, 10, 80).end, 8)
+        self.assertEqual(Menu(vms).page(0, 10, 50).end, 6)
+        self.assertIn(
+            "(" + "x" * 256 + "...)\n", Menu([marked("a", "x" * 999)]).page(0, 9, 80).text
+        )
+
+    def test_marked_is_chosen(self) -> None:
+        """Such a VM can be chosen as any other: what the engine knows may be old. A filter does
+        not look at the reason, nor does an answer."""
+        menu = Menu([console("a"), marked("b"), console("c")])
+        for answer in ("2", "b", "id-b"):
+            self.assertEqual(menu.choose(answer), marked("b"))
+        self.assertEqual(menu.filtered("b").choose("1"), marked("b"))
+        for text in ("pty", "no console", "*pty*"):
+            self.assertRaises(NoSuchConsole, menu.filtered, text)
+            self.assertRaises(NoSuchConsole, menu.choose, text)
 
     @given(listed, rows, columns, some.booleans())
     @example([console("aaa")] * 9, 0, 14, True)

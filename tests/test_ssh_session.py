@@ -6,6 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,6 +28,11 @@ class SessionTestCase(SynchronousTestCase):
     def only_vm1(self) -> None:
         """Alice may open vm1 alone."""
         self.pair.engine.vms[ALICE.id] = [console("vm1")]
+
+    def no_console_on_vm2(self) -> None:
+        """The engine says that vm2's console cannot be opened."""
+        stuck = msgspec.structs.replace(console("vm2"), problem="no \x1b console")
+        self.pair.engine.vms[ALICE.id] = [console("vm1"), stuck]
 
     def connected_anew(self) -> Any:
         """A channel on vm1, whatever was before."""
@@ -59,6 +65,15 @@ class CommandTests(SessionTestCase):
             {"vmid": "id-vm1", "vmname": "vm1", "host": "node1", "console": "default"},
         )
         self.assertEqual(channel.status, 0)
+
+    def test_list_problems(self) -> None:
+        """Of a VM whose console cannot be opened ``--format json`` tells why, as it came; for
+        others there is no such key, and ``list`` alone is what it always is."""
+        self.no_console_on_vm2()
+        entries = json.loads(self.pair.run(b"list --format json").output)
+        self.assertEqual([each.get("problem") for each in entries], [None, "no \x1b console"])
+        self.assertNotIn("problem", entries[0])
+        self.assertEqual(self.pair.run(b"list").output, b"id-vm1\tvm1\nid-vm2\tvm2\n")
 
     def test_names_are_escaped(self) -> None:
         """A name with control characters reaches the terminal escaped, never as they are."""
@@ -487,6 +502,27 @@ class MenuTests(SessionTestCase):
         )
         self.pair.type(channel, b"vm1\r")
         self.assertEqual(len(self.pair.guests.opened), 1)
+
+    def test_known_problem(self) -> None:
+        """A VM whose console cannot be opened is marked, and tried for when it is chosen or named:
+        its host has the last word, whether that is the reason or the console."""
+        self.no_console_on_vm2()
+        for line, keys in ((b"", b"2\r"), (b"vm2", b"")):
+            self.pair.guests.answer = ConsoleUnavailable("vm2 has no console device.")
+            channel = self.pair.run(line, pty=True)
+            if keys:
+                self.assertEqual(
+                    channel.output,
+                    b"1. vm1 [id-vm1]\r\n2. vm2 [id-vm2] (no \\x1b console)\r\n> ",
+                )
+            self.pair.type(channel, keys)
+            self.assertEqual(channel.error, b"ERROR: vm2 has no console device.\r\n")
+            self.assertEqual(channel.status, 1)
+            self.pair.guests.answer = None
+            channel = self.pair.run(line, pty=True)
+            self.pair.type(channel, keys)
+            self.assertIn(b"[vmconsole: vm2 on node1.", channel.output)
+            self.pair.type(channel, b"\x1d.")
 
     def test_leave(self) -> None:
         """q, Ctrl-C, Ctrl-D and the end of input leave with 0; nothing was opened."""

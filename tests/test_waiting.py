@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -349,6 +350,23 @@ class OverTests(WaitTestCase):
         self.assertIn(OPENED, channel.output)
         self.pair.type(channel, b"on")
         self.assertEqual(self.guests.guest.typed, b"on")
+
+    def test_known_problem(self) -> None:
+        """One whose console the engine says cannot be opened is tried for all the same: what its
+        host says is told, one waits on, and is on the console when that can be opened."""
+        self.guests.answer = ConsoleUnavailable("web1 has no console device.")
+        self.engine.vms[ALICE.id] = [
+            msgspec.structs.replace(console("web1"), problem="no console device")
+        ]
+        channel = self.pair.run(b"connect --wait web1", pty=True)
+        self.pair.advance(60)
+        self.assertIsNone(channel.status)
+        self.assertIn(
+            line("web1 has no console device. Waiting for it; Ctrl-C gives up."), channel.output
+        )
+        self.guests.answer = None
+        self.pair.advance(5)
+        self.assertIn(OPENED, channel.output)
 
     def test_gives_up(self) -> None:
         """Ctrl-C gives up there, too; the audit has it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import Logger, formatEvent
@@ -416,6 +417,39 @@ class GoneTests(WarmTestCase):
         self.guests.guest.end(ConsoleGone("It is over."))
         self.passes(60)
         self.assertEqual(self.logged(), ["The console of web1 is not warm: It is in use."])
+
+    def test_known_problem(self) -> None:
+        """What the engine says cannot be opened is not tried for, which is logged once, escaped;
+        it is opened once the engine says so no more."""
+        stuck = msgspec.structs.replace(console("web1"), problem="no console\x1b device")
+        self.engine.vms = {"alice": [stuck, console("web2")], "bob": [stuck]}
+        self.start()
+        self.passes(300)
+        self.assertEqual(self.guests.asked, [("web2", "open")])
+        self.assertEqual(
+            self.logged(),
+            [
+                "The console of web1 is not warm: no console\\x1b device",
+                "The console of web2 is kept warm",
+            ],
+        )
+        self.engine.vms["bob"] = [console("web1")]
+        self.passes(60)
+        self.assertEqual(self.names(), ["web1", "web2"])
+        self.assertEqual(self.logged(), ["The console of web1 is kept warm"])
+
+    def test_known_problem_and_started(self) -> None:
+        """Once its guest has started, with a console by now, the engine is asked at once."""
+        self.engine.vms["alice"] = [
+            msgspec.structs.replace(console("web1"), problem="no console device")
+        ]
+        self.engine.vms["bob"] = []
+        self.start()
+        self.passes(10)
+        self.engine.vms["alice"] = [console("web1")]
+        self.warm.guest_changed("id-web1", RUNS)
+        self.passes(0.5)
+        self.assertEqual(self.names(), ["web1"])
 
     def test_slow_host(self) -> None:
         """One that takes long to open is not opened a second time, and holds up no other."""

@@ -65,6 +65,9 @@ class ConsoleInfo(msgspec.Struct, frozen=True):
     host: str
     console: str = "default"
     role: Role = "operator"
+    problem: str = ""
+    """Why its console cannot be opened, and what to do; empty: it can, as far as the engine
+    knows."""
 
 
 class ConsoleList(msgspec.Struct, frozen=True):

@@ -125,7 +125,9 @@ class Menu:
         lines: list[str] = []
         for place in places:
             vm = self._listed[place]
-            line = f"{place + 1}. {printable(vm.vm_name)} [{printable(vm.vm_id)}]\n"
+            # It can be chosen all the same: its host knows better, and tells.
+            mark = f" ({printable(vm.problem)})" if vm.problem else ""
+            line = f"{place + 1}. {printable(vm.vm_name)} [{printable(vm.vm_id)}]{mark}\n"
             room -= _height(line, columns)
             if room < 0 and lines:
                 break

@@ -35,7 +35,8 @@ class WarmConsoles(Service):
     with a key may open: an engine tells of VMs only by their users.
 
     It goes through the users round by round, 50 in a second at most, and when a guest has started.
-    What cannot be opened is tried again in the next round.
+    What cannot be opened is tried again in the next round; what the engine knows cannot be, once it
+    says so no more.
     """
 
     name = "warm consoles"
@@ -131,7 +132,12 @@ class WarmConsoles(Service):
                 wanted = matching_names(listed.consoles, self._patterns)
                 ignored |= {vm.vm_id for vm in listed.consoles} - {vm.vm_id for vm in wanted}
                 for info in wanted:
-                    if info.host and info.vm_id not in self._kept:
+                    if not info.host or info.vm_id in self._kept:
+                        continue
+                    if info.problem:
+                        # To try it would fail in each round, until the engine tells otherwise.
+                        self._not_warm(info, printable(info.problem))
+                    else:
                         self._open(info, user_id)
             await deferLater(self._clock, _PACE)
         self._ignored = ignored
@@ -155,7 +161,9 @@ class WarmConsoles(Service):
         if failure.check(CancelledError):
             return
         failure.trap(ConsoleError)
-        error = failure.getErrorMessage()
+        self._not_warm(info, failure.getErrorMessage())
+
+    def _not_warm(self, info: ConsoleInfo, error: str) -> None:
         if self._failed.get(info.vm_id) != error:
             self._failed[info.vm_id] = error
             self._log.info(

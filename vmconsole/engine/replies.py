@@ -56,6 +56,8 @@ class _ConsoleEntry(msgspec.Struct):
     host: str
     console: str = "default"
     role: Role = "operator"
+    problem: str = ""
+    """Of an engine that knows the feature ``console_problem``."""
 
 
 class Problems:
@@ -223,4 +225,6 @@ def _console(raw: msgspec.Raw) -> ConsoleInfo:
         raise ValueError(f"a console: {printable(str(error))}") from error
     if not entry.vmid or not entry.host:
         raise ValueError(f"the console of {printable(entry.vmname)}: no VM id, or no host")
-    return ConsoleInfo(entry.vmid, entry.vmname, entry.host, entry.console, entry.role)
+    return ConsoleInfo(
+        entry.vmid, entry.vmname, entry.host, entry.console, entry.role, entry.problem
+    )

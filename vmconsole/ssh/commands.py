@@ -125,11 +125,7 @@ class Commands:
     async def _list(self, user: UserSession, request: Request) -> int:
         consoles = await user.consoles()
         if request.format == "json":
-            # The keys of the engine's own reply, as ovirt-vmconsole prints it.
-            entries = [
-                {"vmid": vm.vm_id, "vmname": vm.vm_name, "host": vm.host, "console": vm.console}
-                for vm in consoles
-            ]
+            entries = [_entry(vm) for vm in consoles]
             _print(user.channel, json.dumps(entries, indent=4, sort_keys=True) + "\n")
         else:
             _print(
@@ -274,6 +270,12 @@ class Commands:
     def _party(self, user: UserSession, console: ConsoleInfo, access: Access, watch: bool) -> Party:
         name = printable(user.login.user.name)
         return Party(name, user.login.address, console.role, watch, access=access)
+
+
+def _entry(vm: ConsoleInfo) -> dict[str, str]:
+    # The keys of the engine's own reply, as ovirt-vmconsole prints it.
+    entry = {"vmid": vm.vm_id, "vmname": vm.vm_name, "host": vm.host, "console": vm.console}
+    return entry | {"problem": vm.problem} if vm.problem else entry
 
 
 def _need_terminal(user: UserSession) -> None:
