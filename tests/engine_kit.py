@@ -115,7 +115,7 @@ class EngineInMemory:
         self.store = Store(f"sqlite:///{directory / 'engine.db'}", clock.seconds)
         self.store.open()
         self.inventory = Inventory()
-        self.answers = Answers(self.store, self.inventory, at_once)
+        self.answers = Answers(self.store, self.inventory, at_once, clock)
         verifier = TicketVerifier([authority().certificate])
         self.site = make_site(ConsoleProxyServlet(self.answers, verifier, clock), clock)
         self.root = self.site.resource

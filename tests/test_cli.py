@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_private_key,
-)
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.engine_kit import public_line, short_directory
+from tests.cli_kit import PROCESS, ROOT, CliTestCase
 from vmconsole import cli, pki
+from vmconsole.cli import common
 from vmconsole.config import Config, State
 from vmconsole.engine.embedded.store import Store
-from vmconsole.engine.keyline import parse_key_line
 from vmconsole.errors import StoreError
-from vmconsole.publickeys import fingerprint
-
-ROOT = Path(__file__).parent.parent
-
-
-class CliTestCase(SynchronousTestCase):
-    """Runs the command with a configuration of its own."""
-
-    def setUp(self) -> None:
-        self.directory = short_directory(self)
-        self.state = self.directory / "state"
-        self.config = self.directory / "vmconsole.toml"
-        self.configure()
-
-    def configure(self, more: str = "") -> None:
-        self.config.write_text(f'{more}\n[state]\ndirectory = "{self.state}"\n')
-
-    def run_it(self, *arguments: str, input: str = "") -> Result:
-        environment = {"VMCONSOLE_CONFIG": str(self.config)}
-        return CliRunner().invoke(cli.main, arguments, input=input, env=environment)
-
-    def good(self, *arguments: str, input: str = "") -> str:
-        """What it wrote; it exited with 0."""
-        result = self.run_it(*arguments, input=input)
-        self.assertEqual((result.exit_code, result.stderr), (0, ""), arguments)
-        return result.stdout
-
-    def bad(self, *arguments: str, input: str = "", status: int = 1) -> str:
-        """What it wrote on stderr; it exited with ``status``, and wrote nothing else."""
-        result = self.run_it(*arguments, input=input)
-        self.assertEqual((result.exit_code, result.stdout), (status, ""), arguments)
-        if status == 1:
-            self.assertTrue(result.stderr.startswith("ERROR: "), result.stderr)
-            self.assertEqual(result.stderr.count("\n"), 1)
-        return result.stderr
-
-    def lines(self, *arguments: str) -> list[list[str]]:
-        """The table's lines, as words."""
-        return [line.split() for line in self.good(*arguments).splitlines()]
 
 
 class UsageTests(CliTestCase):
@@ -80,18 +34,28 @@ class UsageTests(CliTestCase):
             "key generate",
             "key list",
             "key remove",
+            "group add",
+            "group list",
+            "group remove",
+            "group member add",
+            "group member remove",
             "host add",
             "host list",
             "host remove",
             "grant",
             "revoke",
             "grants",
+            "changes",
             "vm list",
+            "pki init",
+            "pki host",
+            "pki proxy",
+            "pki ticket",
         ):
             words = line.split()
             shown = self.good(*words, "--help")
             self.assertIn("--config FILE", shown)
-            self.assertEqual("--json" in shown, words[-1] in ("list", "grants"), line)
+            self.assertEqual("--json" in shown, words[-1] in ("list", "grants", "changes"), line)
             for count in range(len(words)):
                 self.good(*words[:count], "--help")
 
@@ -103,6 +67,12 @@ class UsageTests(CliTestCase):
             "user add",
             "user list --frobnicate",
             "grant",
+            "grant alice",
+            "grant alice web1 --role owner",
+            "group member add ops",
+            "changes --last 0",
+            "completion powershell",
+            "pki host",
         ):
             self.bad(*line.split(), status=2)
         self.bad("key", "generate", "alice", "--type", "dsa", status=2)
@@ -124,7 +94,17 @@ class UsageTests(CliTestCase):
         self.configure(
             '[engine]\nurl = "https://engine.example.com/"\ncertificate = "c"\nkey = "k"'
         )
-        for line in ("user list", "user add alice", "key list", "host list", "grants", "vm list"):
+        for line in (
+            "user list",
+            "user add alice",
+            "key list",
+            "host list",
+            "grants",
+            "vm list",
+            "changes",
+            "group list",
+            "pki ticket",
+        ):
             self.assertIn("https://engine.example.com/", self.bad(*line.split()))
         self.assertFalse(self.state.exists())
 
@@ -138,7 +118,7 @@ class UsageTests(CliTestCase):
     def test_process(self) -> None:
         """As a process of its own: the same, and no traceback when the reader goes away."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "VMCONSOLE_CONFIG": str(self.config)}
-        start = [sys.executable, "-c", "from vmconsole.cli import main; main()"]
+        start = [sys.executable, "-c", PROCESS]
 
         def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
@@ -177,7 +157,7 @@ class UsageTests(CliTestCase):
 
 
 class RecordsTests(CliTestCase):
-    """Users, keys, hosts, grants."""
+    """Users and hosts."""
 
     def test_users(self) -> None:
         """Added, listed, removed."""
@@ -197,65 +177,9 @@ class RecordsTests(CliTestCase):
 
     def test_empty(self) -> None:
         """Nothing to list is nothing, and an empty list in JSON."""
-        for line in ("user list", "key list", "host list", "grants"):
+        for line in ("user list", "key list", "group list", "host list", "grants", "changes"):
             self.assertEqual(self.good(*line.split()), "")
             self.assertEqual(json.loads(self.good(*line.split(), "--json")), [])
-
-    def test_keys(self) -> None:
-        """From a file or standard input, listed for one or all, removed by fingerprint."""
-        self.good("user", "add", "alice")
-        self.good("user", "add", "bob")
-        file = self.directory / "alice.pub"
-        file.write_text(public_line("alice") + "\n")
-        self.assertIn("SHA256:", self.good("key", "add", "alice", str(file)))
-        self.assertIn("'alice' has the key", self.bad("key", "add", "bob", str(file)))
-        self.good("key", "add", "bob", "-", input=public_line("bob"))
-        [alice] = json.loads(self.good("key", "list", "alice", "--json"))
-        self.assertEqual(
-            (alice["user"], alice["type"], alice["comment"]),
-            ("alice", "ssh-ed25519", "alice@home"),
-        )
-        self.assertEqual(
-            [line[:3] for line in self.lines("key", "list")][:2],
-            [["USER", "TYPE", "FINGERPRINT"], ["alice", "ssh-ed25519", alice["fingerprint"]]],
-        )
-        self.assertIn("alice", self.good("key", "remove", alice["fingerprint"]))
-        self.assertIn("vmconsole key list", self.bad("key", "remove", alice["fingerprint"]))
-        self.assertIn("no user 'carol'", self.bad("key", "list", "carol"))
-        self.assertIn("no user 'carol'", self.bad("key", "add", "carol", str(file)))
-
-    def test_bad_keys(self) -> None:
-        """A private key, binary rubbish, a file without end."""
-        self.good("user", "add", "alice")
-        private = self.good("key", "generate", "alice")
-        said = self.bad("key", "add", "alice", "-", input=private)
-        self.assertIn("private key", said)
-        self.assertNotIn(private.splitlines()[1][:16], said)
-        for path, words in (
-            ("/bin/true", "Line 1"),
-            ("/dev/zero", "more than 1048576 bytes"),
-            ("/dev/null", "no key"),
-        ):
-            self.assertIn(words, self.bad("key", "add", "alice", path))
-
-    def test_comment_is_escaped(self) -> None:
-        """What a comment holds cannot act on the terminal, in a table or in JSON."""
-        self.good("user", "add", "alice")
-        self.good("key", "add", "alice", "-", input=f"{public_line('alice')} \u00e4 \\x")
-        self.assertIn("\u00e4 \\\\x", self.good("key", "list"))
-        self.assertIn("\\u00e4 \\\\x", self.good("key", "list", "--json"))
-
-    def test_key_generate(self) -> None:
-        """The private key is all that is written; the public half is the user's."""
-        self.good("user", "add", "alice")
-        for options in ([], ["--type", "ed25519"], ["--type", "rsa"]):
-            private = self.good("key", "generate", "alice", *options)
-            key = load_ssh_private_key(private.encode(), None).public_key()
-            public = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-            self.assertIn(fingerprint(parse_key_line(public).blob), self.good("key", "list"))
-        self.assertIn("no user 'bob'", self.bad("key", "generate", "bob"))
-        types = sorted(line[1] for line in self.lines("key", "list")[1:])
-        self.assertEqual(types, ["ssh-ed25519", "ssh-ed25519", "ssh-rsa"])
 
     def test_hosts(self) -> None:
         """A host is added with its URI or the rule's; a URI that may not be used is refused."""
@@ -270,76 +194,6 @@ class RecordsTests(CliTestCase):
         self.bad("host", "add", "a/b")
         self.good("host", "remove", "node1")
         self.assertIn("vmconsole host list", self.bad("host", "remove", "node1"))
-
-    def test_grants(self) -> None:
-        """Granted, listed, revoked; groups and roles are not promised."""
-        self.good("user", "add", "alice")
-        self.good("grant", "alice", "web*")
-        self.good("grant", "alice", "*")
-        self.assertEqual(
-            [line[:3] for line in self.lines("grants")],
-            [
-                ["USER", "PATTERN", "ROLE"],
-                ["alice", "*", "operator"],
-                ["alice", "web*", "operator"],
-            ],
-        )
-        self.good("revoke", "alice", "*")
-        self.assertEqual(len(json.loads(self.good("grants", "--json"))), 1)
-        self.assertIn("no grant", self.bad("revoke", "alice", "*"))
-        self.assertIn("no user 'bob'", self.bad("grant", "bob", "*"))
-        self.assertIn("Groups", self.bad("grant", "@ops", "*"))
-        self.assertNotIn("--role", self.good("grant", "--help"))
-
-
-class VmListTests(CliTestCase):
-    """``vm list``, against libvirt's own test driver."""
-
-    def test_listed(self) -> None:
-        """Each VM with its host and state, in a table and in JSON."""
-        self.good("host", "add", "node1", "test:///default")
-        self.good("host", "add", "node2", "test:///default")
-        table = self.lines("vm", "list")
-        self.assertEqual(table[0], ["NAME", "ID", "HOST", "STATE", "PROBLEM"])
-        self.assertEqual([line[:4:2] for line in table[1:]], [["test", "node1"], ["test", "node2"]])
-        [vm, _] = json.loads(self.good("vm", "list", "--json"))
-        self.assertEqual(vm["state"], "running")
-        self.assertIn("no console device", vm["problem"])
-
-    def test_silent_host(self) -> None:
-        """A host that does not answer is told on stderr, and the others are listed."""
-        self.patch(cli, "_HOST_SECONDS", 1.0)
-        listener = socket.socket(socket.AF_UNIX)
-        self.addCleanup(listener.close)
-        path = self.directory / "silent.sock"
-        listener.bind(str(path))
-        listener.listen()
-        self.good("host", "add", "node1", "test:///default")
-        self.good("host", "add", "silent", f"qemu+unix:///system?socket={path}")
-        self.good("host", "add", "gone", "qemu+unix:///system?socket=/nonexistent")
-        started = time.monotonic()
-        result = self.run_it("vm", "list")
-        self.assertLess(time.monotonic() - started, 6)
-        self.assertEqual(result.exit_code, 1)
-        self.assertIn("test", result.stdout)
-        self.assertIn("ERROR: Cannot connect to gone", result.stderr)
-        self.assertIn("ERROR: silent gave no answer within 1 seconds", result.stderr)
-        self.assertEqual(result.stderr.count("\n"), 2)
-
-    def test_refused_uri(self) -> None:
-        """So is one whose URI the configuration no longer allows."""
-        self.good("host", "add", "node1", "test:///default")
-        self.good("host", "add", "node2")
-        self.configure('[hosts.overrides]\nnode2 = "qemu+ssh://node2/system"')
-        result = self.run_it("vm", "list")
-        self.assertEqual(result.exit_code, 1)
-        self.assertIn("node1", result.stdout)
-        self.assertIn("node2 cannot be used", result.stderr)
-
-    def test_local(self) -> None:
-        """Without any host, this machine is asked."""
-        self.configure('[hosts.overrides]\nlocalhost = "test:///default"')
-        self.assertEqual(self.lines("vm", "list")[1][2], "localhost")
 
 
 class CheckTests(CliTestCase):
@@ -449,6 +303,16 @@ class BesideTheServiceTests(CliTestCase):
             self.assertEqual(store._database.revision(connection), before)
         self.assertEqual([user.name for user in store.users()], ["alice"])
 
+    def test_upgraded(self) -> None:
+        """That the database was upgraded is said on stderr; that it was made is not."""
+        self.patch(Store, "open", lambda _: "Upgraded the database x from version 1 to 2")
+        self.patch(Store, "users", lambda _: [])
+        result = self.run_it("user", "list")
+        self.assertEqual((result.exit_code, result.stdout), (0, ""))
+        self.assertEqual(result.stderr, "NOTE: Upgraded the database x from version 1 to 2.\n")
+        self.patch(Store, "open", lambda _: "Made the database x")
+        self.good("user", "list")
+
     def test_config_is_not_needed(self) -> None:
         """The database is where the service has it."""
         self.good("user", "add", "alice")
@@ -458,3 +322,29 @@ class BesideTheServiceTests(CliTestCase):
         self.addCleanup(store.close)
         with self.assertRaises(StoreError):
             store.add_user("alice")
+
+
+class ActorTests(SynchronousTestCase):
+    """Who is said to make a change."""
+
+    def setUp(self) -> None:
+        self.patch(os, "environ", {})
+
+    def test_login_name(self) -> None:
+        """The login name of the real user id, whatever the environment says."""
+        os.environ["USER"] = os.environ["LOGNAME"] = "mallory"
+        self.patch(os, "getuid", lambda: 0)
+        self.assertEqual(common.actor(), "root")
+
+    def test_unknown(self) -> None:
+        """A user id without a name is told as a number."""
+        self.patch(os, "getuid", lambda: 2**31 - 5)
+        self.assertEqual(common.actor(), "uid 2147483643")
+
+    def test_sudo(self) -> None:
+        """With sudo it is told who used that, not at any length."""
+        self.patch(os, "getuid", lambda: 0)
+        os.environ["SUDO_USER"] = "alice"
+        self.assertEqual(common.actor(), "root (sudo by alice)")
+        os.environ["SUDO_USER"] = "x" * 300
+        self.assertLess(len(common.actor()), 100)

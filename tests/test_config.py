@@ -14,8 +14,12 @@ from vmconsole import config, tap
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.recording import Recordings
 from vmconsole.console.warm import WarmConsoles
+from vmconsole.engine.embedded.files import EmbeddedFiles
+from vmconsole.engine.embedded.service import EmbeddedEngine
+from vmconsole.engine.files import ExpiryWatch
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_host import HostPool
+from vmconsole.signals import HangUp
 
 
 class ConfigTests(SynchronousTestCase):
@@ -208,6 +212,14 @@ class ComposedTests(SynchronousTestCase):
         self.assertEqual(parts[WarmConsoles]._patterns, ("web*",))
         self.assertIs(parts[ConsolePool]._recordings, parts[Recordings])
         self.assertTrue(parts[Recordings].required)
+
+    def test_files(self) -> None:
+        """The embedded engine's files are watched, too, and their end; SIGHUP is for them."""
+        parts = self.make()
+        files = parts[EmbeddedFiles]
+        self.assertIs(parts[EmbeddedEngine].files, files)
+        self.assertIs(parts[ExpiryWatch]._files, files)
+        self.assertEqual(parts[HangUp]._action, files.reload)
 
     def test_recordings(self) -> None:
         """What is configured is what it does."""

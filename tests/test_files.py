@@ -40,6 +40,7 @@ from tests.engine_kit import (
 from vmconsole import config, pki
 from vmconsole.check import check
 from vmconsole.engine import files as files_module
+from vmconsole.engine import watched
 from vmconsole.engine.client import EngineClient
 from vmconsole.engine.credentials import expiries, load_engine_authorities
 from vmconsole.engine.files import EngineFiles, ExpiryWatch
@@ -524,8 +525,9 @@ class ThreadTests(FilesTestCase):
 
     def test_not_here(self) -> None:
         """Nothing is read where the clock ticks."""
-        for name in ("load_ticket_identity", "load_engine_authorities", "_stamp"):
+        for name in ("load_ticket_identity", "load_engine_authorities"):
             self.patch(files_module, name, None)
+        self.patch(watched, "_stamp", None)
         self.clock.advance(5)
         self.assertEqual(len(self.threads.waiting), 1)
 
@@ -566,8 +568,7 @@ class ThreadTests(FilesTestCase):
         """So does the watch for expiries."""
         self.successResultOf(self.files.stopService())
         watch = ExpiryWatch(self.clock, self.config(hosts_pki="pki"), self.files, self.threads)
-        for name in ("host_expiries", "_stamp"):
-            self.patch(files_module, name, lambda *_: iter(()))
+        self.patch(files_module, "host_expiries", lambda *_: iter(()))
         watch.startService()
         stopped = watch.stopService()
         for _ in range(2):

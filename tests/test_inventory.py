@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from twisted.trial.unittest import SynchronousTestCase
+from itertools import permutations
+
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.engine_kit import EngineTestCase
-from vmconsole.engine.embedded.inventory import Inventory, matches
+from vmconsole.engine.embedded.console_index import ConsoleIndex, Entry
+from vmconsole.engine.embedded.inventory import Inventory, Placement
+from vmconsole.engine.embedded.records import Rule
 from vmconsole.engine.embedded.watch import HostWatch
 from vmconsole.errors import ConfigError
 from vmconsole.interfaces import (
@@ -15,9 +18,16 @@ from vmconsole.interfaces import (
     DomainState,
     IDomainObserver,
     IDomainSource,
+    Role,
 )
 
 RUNNING, PAUSED, SHUT_OFF = DomainState.RUNNING, DomainState.PAUSED, DomainState.SHUT_OFF
+
+
+def placements(inventory: Inventory) -> list[Placement]:
+    """Every VM once, by id."""
+    found = [inventory.find(id) for id in inventory.ids()]
+    return [placement for placement in found if placement is not None]
 
 
 def vm(id: str, state: DomainState = RUNNING) -> Domain:
@@ -50,7 +60,7 @@ class InventoryTests(EngineTestCase):
         verifyObject(IDomainObserver, self.inventory)
 
     def places(self) -> dict[str, str]:
-        return {each.domain.id: each.host for each in self.inventory.placements()}
+        return {each.domain.id: each.host for each in placements(self.inventory)}
 
     def test_listed_and_changed(self) -> None:
         """All that a host listed is there, by id, also what is off; then the events count."""
@@ -72,7 +82,9 @@ class InventoryTests(EngineTestCase):
         """A VM has the name that its host told last."""
         self.inventory.domains_listed("node1", [vm("a")])
         self.inventory.domain_changed("node1", Domain("a", "new", RUNNING))
-        self.assertEqual([each.domain.name for each in self.inventory.placements()], ["new"])
+        self.assertEqual([each.domain.name for each in placements(self.inventory)], ["new"])
+        self.assertEqual(self.inventory.called("new"), ["a"])
+        self.assertEqual(self.inventory.called("name of a"), [])
 
     def test_migration(self) -> None:
         """During a migration the VM is where it runs, not where it waits paused."""
@@ -115,16 +127,78 @@ class InventoryTests(EngineTestCase):
         self.assertEqual(self.places(), {})
 
 
-class MatchTests(SynchronousTestCase):
-    """``matches``."""
+class IndexTests(EngineTestCase):
+    """``ConsoleIndex``: which VMs rules cover."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.inventory = Inventory()
+        self.index = ConsoleIndex(self.inventory)
+        web = Domain("0aa5c1e8-0000", "web[1]", RUNNING)
+        self.inventory.domains_listed("node1", [web, vm("b"), vm("c")])
+
+    def roles(self, *rules: tuple[str, Role]) -> dict[str, Role]:
+        found: dict[str, Role] = {}
+        for _ in self.index.roles([Rule(*rule) for rule in rules], found):
+            pass
+        return found
+
+    def entries(self, roles: dict[str, Role]) -> list[tuple[Role, Entry]]:
+        found: list[tuple[Role, Entry]] = []
+        for _ in self.index.entries(roles, found):
+            pass
+        return found
 
     def test_patterns(self) -> None:
         """An id and a name match exactly; a pattern matches names, letter case counts."""
-        web = Domain("0aa5c1e8-0000", "web[1]", RUNNING)
-        for pattern in ("0aa5c1e8-0000", "web[1]", "web*", "*", "web[[]?]", "[vw]eb*"):
-            self.assertTrue(matches(pattern, web), pattern)
+        for pattern in ("0aa5c1e8-0000", "web[1]", "web*", "web[[]?]", "[vw]eb*"):
+            self.assertEqual(list(self.roles((pattern, "operator"))), ["0aa5c1e8-0000"], pattern)
         for pattern in ("0aa5*", "web", "Web*", "web1", "eb*", ""):
-            self.assertFalse(matches(pattern, web), pattern)
+            self.assertEqual(self.roles((pattern, "operator")), {}, pattern)
+        self.assertEqual(list(self.roles(("*", "viewer"))), ["0aa5c1e8-0000", "b", "c"])
+
+    def test_same_name(self) -> None:
+        """A name is that of all VMs that are called so."""
+        self.inventory.domain_changed("node2", Domain("d", "name of b", RUNNING))
+        self.assertEqual(set(self.roles(("name of b", "viewer"))), {"b", "d"})
+
+    def test_roles(self) -> None:
+        """Who may type by one rule may type, whatever the others say, in any order."""
+        rules: list[tuple[str, Role]] = [("b", "operator"), ("name*", "viewer"), ("c", "viewer")]
+        for order in permutations(rules):
+            self.assertEqual(self.roles(*order), {"b": "operator", "c": "viewer"})
+        self.assertEqual(
+            self.roles(("*", "viewer"), ("name*", "operator")),
+            {"0aa5c1e8-0000": "viewer", "b": "operator", "c": "operator"},
+        )
+
+    def test_many_patterns(self) -> None:
+        """More patterns than are remembered are all the same."""
+        for number in range(1100):
+            self.assertEqual(self.roles((f"{number}*", "operator")), {})
+        self.assertLessEqual(len(self.index._patterns), 1000)
+        self.assertEqual(list(self.roles(("*b", "operator"))), ["b"])
+
+    def test_entries(self) -> None:
+        """An entry is made once, and anew when its VM changed."""
+        [(role, entry)] = self.entries({"b": "viewer"})
+        self.assertEqual(role, "viewer")
+        self.assertIs(self.entries({"b": "operator"})[0][1], entry)
+        self.inventory.domain_changed("node1", vm("b"))
+        self.assertIs(self.entries({"b": "operator"})[0][1], entry)
+        self.inventory.domain_changed("node2", vm("b"))
+        [(_, moved)] = self.entries({"b": "viewer"})
+        self.assertIn(b"node2", moved.json(viewer=False, problem=False))
+
+    def test_gone(self) -> None:
+        """A VM that goes away meanwhile is left out, and nothing of it is kept for ever."""
+        for number in range(100):
+            id = f"vm{number}"
+            self.inventory.domain_changed("node1", vm(id))
+            self.assertEqual(len(self.entries({id: "operator"})), 1)
+            self.inventory.domain_removed("node1", id)
+            self.assertEqual(self.entries({id: "operator"}), [])
+        self.assertLess(len(self.index._entries), 10)
 
 
 class HostWatchTests(EngineTestCase):
@@ -174,7 +248,7 @@ class HostWatchTests(EngineTestCase):
                 ("watch", "node3", ""),
             ],
         )
-        self.assertEqual(list(self.inventory.placements()), [])
+        self.assertEqual(placements(self.inventory), [])
 
     def test_refused_uri(self) -> None:
         """A URI that is refused is logged once, and the other hosts are watched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -12,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as some
 from twisted.trial.unittest import SynchronousTestCase
 
-from vmconsole.keyoptions import NO_OPTIONS, KeyOptions, parse_key_options
+from vmconsole.keyoptions import NO_OPTIONS, QUOTED, KeyOptions, parse_key_options
 
 # 2030-01-02 03:04:05 UTC.
 MOMENT = 1893553445.0
@@ -21,6 +22,59 @@ MOMENT = 1893553445.0
 def admits(patterns: str, address: str) -> bool:
     """Whether ``from="PATTERNS"`` lets ``address`` in."""
     return not parse_key_options(f'from="{patterns}"').refusal(address, 0)
+
+
+class StrTests(SynchronousTestCase):
+    """``str``."""
+
+    def test_forms(self) -> None:
+        """One form for each, in a fixed order; what holds anyway is not in it."""
+        for text, shown in (
+            ("", ""),
+            ("restrict,no-user-rc", ""),
+            ('expiry-time="20300102030405Z"', 'expiry-time="20300102030405Z"'),
+            ('expiry-time="20300102Z"', 'expiry-time="20300102000000Z"'),
+            ('expiry-time="00070102Z"', 'expiry-time="00070102000000Z"'),
+            (
+                'verify-required,restrict,expiry-time="20300102Z",FROM="b,!10.*,a"',
+                'from="b,!10.*,a",expiry-time="20300102000000Z",verify-required',
+            ),
+            ('from="a\\"b,c\\d,\\\\"e"', 'from="a\\"b,c\\d,\\\\"e"'),
+        ):
+            self.assertEqual(str(parse_key_options(text) if text else NO_OPTIONS), shown)
+
+    def test_zone(self) -> None:
+        """It says the same in every zone of time, wherever it was read."""
+        with mock.patch.dict(os.environ, TZ="America/New_York"):
+            self.addCleanup(time.tzset)
+            time.tzset()
+            here = parse_key_options('expiry-time="20300101"')
+            self.assertEqual(str(here), 'expiry-time="20300101050000Z"')
+            # A moment that has no year of four digits there.
+            late = parse_key_options('expiry-time="99991231235959"')
+            self.assertEqual(str(late), 'expiry-time="99991231235959Z"')
+
+    @given(
+        some.lists(some.text("ab.*?:!\\\\\"/%'", min_size=1), max_size=4),
+        some.none() | some.datetimes().map("{:%m%d%H%M%S}".format),
+        some.integers(1, 9999),
+        some.booleans(),
+    )
+    def test_read_again(
+        self, sources: list[str], moment: str | None, year: int, verify: bool
+    ) -> None:
+        """What was read and is shown is read as the same."""
+        texts = ["verify-required"] * verify
+        if sources:
+            texts.append('from="{}"'.format(",".join(sources).replace('"', '\\"')))
+        if moment is not None:
+            texts.append(f'expiry-time="{year:04}{moment}Z"')
+        try:
+            options = parse_key_options(",".join(texts))
+        except ValueError:
+            return
+        self.assertEqual(parse_key_options(str(options)), options)
+        self.assertEqual(str(parse_key_options(str(options))), str(options))
 
 
 class SourcesTests(SynchronousTestCase):
@@ -413,5 +467,6 @@ class ParseTests(SynchronousTestCase):
             options = parse_key_options(text)
         except ValueError:
             return
-        self.assertEqual(text.count("from="), len(options.sources))
-        self.assertEqual("expiry-time=" in text, options.expires is not None)
+        outside = re.sub(QUOTED, "", text)
+        self.assertEqual("from=" in outside, bool(options.sources))
+        self.assertEqual("expiry-time=" in outside, options.expires is not None)

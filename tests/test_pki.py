@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from datetime import timedelta
 from pathlib import Path
@@ -85,3 +87,45 @@ class PkiTests(SynchronousTestCase):
     def test_is_pair(self) -> None:
         """A key that belongs to another certificate is no pair with this one."""
         self.assertFalse(pki.Identity(signer().certificate, signer("client").key).is_pair())
+
+    def test_alternative_names(self) -> None:
+        """What was asked for is told, in order; a certificate may be for no name."""
+        names = ["node1.example.com", "10.0.0.1", "2001:db8::1"]
+        certificate = pki.issue(authority(), "node1", "server", NOW, names, key_size=2048)
+        self.assertEqual(pki.alternative_names(certificate.certificate), names)
+        self.assertEqual(pki.alternative_names(signer().certificate), [])
+
+    def test_modes(self) -> None:
+        """A certificate is for everybody and a key for its owner only, whatever the umask."""
+        certificate, key = self.directory / "a.cer", self.directory / "a.key"
+        for mask in (0o000, 0o777):
+            old = os.umask(mask)
+            try:
+                signer().save(certificate, key)
+            finally:
+                os.umask(old)
+            self.assertEqual(certificate.stat().st_mode & 0o777, 0o644)
+            self.assertEqual(key.stat().st_mode & 0o777, 0o600)
+
+    def test_failed_write(self) -> None:
+        """What could not be written whole is not there, and what was there before stays."""
+        path = self.directory / "a.key"
+        pki.write_private(path, b"before")
+
+        def no_room(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.patch(os, "fsync", no_room)
+        self.assertRaises(OSError, pki.write_private, path, b"after")
+        self.assertEqual(path.read_bytes(), b"before")
+        self.assertEqual(list(self.directory.iterdir()), [path])
+
+    def test_private_directory(self) -> None:
+        """It is made with what is above it, for its owner only; one that is there is left alone."""
+        self.directory.chmod(0o755)
+        path = self.directory / "a" / "b"
+        pki.make_private_directory(path)
+        pki.make_private_directory(path)
+        pki.make_private_directory(self.directory)
+        modes = [each.stat().st_mode & 0o777 for each in (path, path.parent, self.directory)]
+        self.assertEqual(modes, [0o700, 0o700, 0o755])

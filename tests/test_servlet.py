@@ -6,10 +6,11 @@ import json
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from treq.testing import StubTreq
 from twisted.internet import reactor
@@ -19,6 +20,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
+from twisted.logger import ILogObserver, LogEvent, Logger
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
@@ -34,18 +36,36 @@ from tests.engine_kit import (
 )
 from tests.test_inventory import RecordingSource
 from vmconsole import config, pki
+from vmconsole.audit import Audit
 from vmconsole.engine.client import EngineClient
+from vmconsole.engine.embedded import answers, servlet
+from vmconsole.engine.embedded.answers import Features, Reply, UnknownUser
 from vmconsole.engine.embedded.identity import ticket_identities
 from vmconsole.engine.embedded.listen import unix_address
+from vmconsole.engine.embedded.records import Revisions
 from vmconsole.engine.embedded.service import EmbeddedEngine
-from vmconsole.engine.embedded.store import Snapshot, Store
+from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.http import make_engine_client
 from vmconsole.engine.ticket import sign_ticket
-from vmconsole.errors import ConfigError, EngineError, EngineUnreachable, StoreError
+from vmconsole.errors import (
+    ConfigError,
+    EngineError,
+    EngineUnreachable,
+    StoreError,
+    StoreUnavailable,
+)
 from vmconsole.interfaces import Domain, DomainState
 
+ALL = Features(role=True, key_options=True, console_problem=True)
 PATH = "http://engine/services/vmconsole-proxy"
 KEYS = {"command": "public_keys", "version": 1, "key_fp": "", "key_type": "", "key_content": ""}
+
+
+def _sk_line() -> str:
+    """A key in hardware (PROTOCOL.u2f of OpenSSH): its type, the public point, the application."""
+    fields = (b"sk-ssh-ed25519@openssh.com", b"k" * 32, b"ssh:")
+    blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    return f"sk-ssh-ed25519@openssh.com {b64encode(blob).decode()} token"
 
 
 class ServletTests(EngineTestCase):
@@ -167,18 +187,60 @@ class ServletTests(EngineTestCase):
             (200, {"version": "1", "content": "console_list", "consoles": entries}),
         )
 
-    def test_viewers_get_nothing(self) -> None:
-        """Who may only watch is told of no console: the client would let them type."""
+    def test_roles(self) -> None:
+        """Who may only watch is told so if the client knows what that means; else of nothing, since
+        the client would let them type."""
         user = self.engine.store.add_user("alice")
-        self.engine.store.grant("alice", "*", "viewer")
+        self.engine.store.add_group("ops")
+        self.engine.store.add_member("ops", "alice")
+        self.engine.store.grant("@ops", "*", "viewer")
         self.engine.store.grant("alice", "web", "operator")
         self.engine.inventory.domains_listed(
             "node1",
             [Domain("1", "web", DomainState.RUNNING), Domain("2", "db", DomainState.RUNNING)],
         )
         command = {"command": "available_consoles", "version": 1, "user_id": user.id}
-        _, reply = self.command(command)
-        self.assertEqual([console["vmname"] for console in reply["consoles"]], ["web"])
+        web = {"vmid": "1", "vmname": "web", "host": "node1", "console": "default"}
+        for features in ({}, {"features": ""}, {"features": "key_options,roles"}):
+            _, reply = self.command({**command, **features})
+            self.assertEqual(reply["consoles"], [web])
+        db = {"vmid": "2", "vmname": "db", "host": "node1", "console": "default"}
+        _, reply = self.command({**command, "features": "x, role"})
+        self.assertEqual(reply["consoles"], [web, {**db, "role": "viewer"}])
+
+    def test_problems(self) -> None:
+        """Why a console cannot be opened is told to a client that asks; the VM is listed anyway."""
+        user = self.engine.store.add_user("alice")
+        self.engine.store.grant("alice", "*", "viewer")
+        self.engine.inventory.domains_listed(
+            "node1", [Domain("1", "web", DomainState.RUNNING, 'has "none"')]
+        )
+        command = {"command": "available_consoles", "version": 1, "user_id": user.id}
+        _, reply = self.command({**command, "features": "role"})
+        self.assertNotIn("problem", reply["consoles"][0])
+        _, reply = self.command({**command, "features": "role,console_problem"})
+        self.assertEqual(reply["consoles"][0]["problem"], 'has "none"')
+        self.assertEqual(reply["consoles"][0]["role"], "viewer")
+
+    def test_key_options(self) -> None:
+        """A key with options, or of a type that others cannot read, is there for a client that
+        knows of options alone; its options stand in a field of their own, and the key is bare."""
+        self.engine.store.add_user("alice")
+        bare, restricted = public_line("alice"), public_line("at home")
+        hardware = _sk_line()
+        for line in (f"restrict {bare}", f'from="10.0.0.0/8" {restricted}', hardware):
+            self.engine.store.add_keys("alice", line)
+
+        def keys(**more: str) -> list[tuple[str, str | None]]:
+            _, reply = self.command({**KEYS, **more})
+            return sorted((each["key"], each.get("options")) for each in reply["keys"])
+
+        self.assertEqual(keys(), [(bare, None)])
+        self.assertEqual(keys(features="role,console_problem"), [(bare, None)])
+        self.assertEqual(
+            keys(features="role,key_options"),
+            sorted([(bare, None), (restricted, 'from="10.0.0.0/8"'), (hardware, None)], key=str),
+        )
 
     def test_user_ids(self) -> None:
         """A user id that is none: an empty list; one of nobody: 500."""
@@ -218,54 +280,220 @@ class ServletTests(EngineTestCase):
 
     def test_changes_count_at_once(self) -> None:
         """What another process writes is in the next reply, and an unchanged reply is kept."""
-        kept = self.result(self.engine.answers.key_list())
-        self.assertIs(self.result(self.engine.answers.key_list()), kept)
+        kept = self.result(self.engine.answers.key_list(Features()))
+        self.assertIs(self.result(self.engine.answers.key_list(Features())), kept)
         self.engine.store.add_user("alice")
+        self.engine.store.grant("alice", "*")
+        self.assertIs(self.result(self.engine.answers.key_list(Features())), kept)
         [key] = self.engine.store.add_keys("alice", public_line("alice"))
         self.assertEqual(len(self.command(KEYS)[1]["keys"]), 1)
         self.engine.store.remove_key(key.fingerprint)
         self.assertEqual(len(self.command(KEYS)[1]["keys"]), 0)
 
-    def test_overtaken(self) -> None:
-        """A slow look at an old revision does not replace the newer answer."""
-        waiting: list[Callable[[], None]] = []
+    def consoles(self, user_id: str, features: Features = ALL) -> Reply:
+        return self.result(self.engine.answers.console_list(user_id, features))
+
+    def test_console_lists_are_kept(self) -> None:
+        """The same list serves until the user's grants or the VMs change, for each kind of client
+        apart."""
+        alice, bob = self.engine.store.add_user("alice"), self.engine.store.add_user("bob")
+        self.engine.store.grant("alice", "*", "viewer")
+        self.engine.inventory.domains_listed("node1", [Domain("1", "web", DomainState.RUNNING)])
+        kept = self.consoles(alice.id)
+        plain = self.consoles(alice.id, Features())
+        self.assertIn(b"web", b"".join(kept))
+        self.assertNotIn(b"web", b"".join(plain))
+        self.engine.store.grant("bob", "*")
+        self.assertIs(self.consoles(alice.id), kept)
+        self.assertIn(b"web", b"".join(self.consoles(bob.id)))
+        self.engine.inventory.domain_changed("node1", Domain("1", "db", DomainState.RUNNING))
+        self.assertIn(b'"db"', b"".join(self.consoles(alice.id)))
+        self.engine.store.revoke("alice", "*")
+        self.assertNotIn(b"db", b"".join(self.consoles(alice.id)))
+        self.engine.store.remove_user("alice")
+        self.failure(self.engine.answers.console_list(alice.id, ALL), UnknownUser)
+
+    def test_console_lists_are_made_once(self) -> None:
+        """Many who ask at the same time after a change wait for one list."""
+        alice = self.engine.store.add_user("alice")
+        self.engine.store.grant("alice", "*")
+        self.engine.inventory.domains_listed("node1", [Domain("1", "web", DomainState.RUNNING)])
+        made: list[Deferred[None]] = []
+        make = self.engine.answers._make_console_list
+
+        async def slow(*arguments: Any) -> Reply:
+            made.append(Deferred())
+            await made[-1]
+            return await make(*arguments)
+
+        self.patch(self.engine.answers, "_make_console_list", slow)
+        asked = [
+            Deferred.fromCoroutine(self.engine.answers.console_list(alice.id, ALL))
+            for _ in range(8)
+        ]
+        self.assertEqual(len(made), 1)
+        # A change in the meantime is not lost: the list that was begun is not that of later ones.
+        self.engine.inventory.domain_changed("node1", Domain("1", "db", DomainState.RUNNING))
+        made[0].callback(None)
+        self.successResultOf(asked[0])
+        self.assertEqual(len(made), 2)
+        made[1].callback(None)
+        replies = [self.successResultOf(each) for each in asked[1:]]
+        self.assertEqual({id(reply) for reply in replies}, {id(replies[0])})
+        self.assertIn(b'"db"', b"".join(replies[0]))
+        self.assertEqual(len(made), 2)
+
+    def test_console_lists_are_bounded(self) -> None:
+        """Of the lists that are kept, those that were used last stay."""
+        self.patch(answers, "_KEPT", 1700)
+        self.engine.inventory.domains_listed(
+            "node1", [Domain(str(n), f"vm{n}", DomainState.RUNNING) for n in range(10)]
+        )
+        ids = []
+        for name in ("a", "b", "c"):
+            ids.append(self.engine.store.add_user(name).id)
+            self.engine.store.grant(name, "*")
+        a, b, c = ids
+        first = self.consoles(a)
+        self.consoles(b)
+        self.assertIs(self.consoles(a), first)
+        self.consoles(c)
+        self.assertIs(self.consoles(a), first)
+        self.assertLessEqual(self.engine.answers._kept, 1700)
+        self.assertEqual(len(self.engine.answers._consoles), 2)
+
+    def test_read_once(self) -> None:
+        """Who asks for keys while they are being read waits, and gets what holds then."""
+        reads: list[Callable[[], None]] = []
 
         def later(function: Callable[[], Any]) -> Deferred[Any]:
             answer: Deferred[Any] = Deferred()
-            value = function()
-            waiting.append(lambda: answer.callback(value))
+            reads.append(lambda: answer.callback(function()))
             return answer
 
         self.engine.answers._in_thread = later
-        slow = Deferred.fromCoroutine(self.engine.answers.snapshot())
+        first = Deferred.fromCoroutine(self.engine.answers.key_list(ALL))
+        second = Deferred.fromCoroutine(self.engine.answers.key_list(ALL))
+        self.assertEqual(len(reads), 1)
+        reads[0]()
+        self.assertNotIn(b"alice", b"".join(self.successResultOf(first)))
         self.engine.store.add_user("alice")
-        fast = Deferred.fromCoroutine(self.engine.answers.snapshot())
-        waiting[1]()
-        waiting[0]()
-        self.assertLess(self.successResultOf(slow).revision, self.successResultOf(fast).revision)
-        book = self.engine.answers._book
-        assert book is not None
-        self.assertEqual(len(book.snapshot.user_ids), 1)
+        self.engine.store.add_keys("alice", public_line("alice"))
+        reads[1]()
+        self.assertIn(b"alice", b"".join(self.successResultOf(second)))
+
+    def fail_reading(self, error: Exception) -> None:
+        def fail(*arguments: object) -> None:
+            raise error
+
+        self.engine.store.read_keys = fail  # type: ignore[method-assign, assignment]
 
     def test_database_fails(self) -> None:
-        """A database that fails is a 500 with a line in the log, and no traceback."""
-
-        def fail(known: object) -> None:
-            raise StoreError("The database is gone.")
-
-        self.engine.store.snapshot = fail  # type: ignore[method-assign, assignment]
+        """A database that fails is a 500 with a line in the log, and no traceback; and the next
+        question is asked all the same."""
+        read = self.engine.store.read_keys
+        self.fail_reading(StoreError("The database is broken."))
         self.assertEqual(self.command(KEYS), (500, None))
-        self.assertEqual(self.logged("gone"), ["Failed on a request: The database is gone."])
+        self.assertEqual(self.logged("broken"), ["Failed on a request: The database is broken."])
+        self.engine.store.read_keys = read  # type: ignore[method-assign]
+        self.assertEqual(self.command(KEYS)[0], 200)
+
+    def test_database_away(self) -> None:
+        """One that is away for a while is a 503: clients go by what they know."""
+        self.fail_reading(StoreUnavailable("The database is gone."))
+        self.assertEqual(self.command(KEYS), (503, None))
+        self.assertEqual(self.logged("gone"), ["There is no answer now: The database is gone."])
+
+    def test_database_hangs(self) -> None:
+        """When too many questions wait for it, the next ones are a 503 at once."""
+        self.patch(servlet, "_ASKING", 3)
+        waiting: list[Deferred[Any]] = []
+
+        def never(function: Callable[[], Any]) -> Deferred[Any]:
+            waiting.append(Deferred())
+            return waiting[-1]
+
+        self.engine.answers._in_thread = never
+        for _ in range(3):
+            self.treq.request("POST", PATH, data=self.ticket(KEYS))
+        self.assertEqual(self.command(KEYS), (503, None))
+        self.assertEqual(len(waiting), 1)
 
     def test_mistake_of_ours(self) -> None:
-        """So is a mistake of ours, with a traceback in the log."""
-
-        def fail(known: object) -> None:
-            raise ZeroDivisionError("oops")
-
-        self.engine.store.snapshot = fail  # type: ignore[method-assign, assignment]
+        """A mistake of ours is a 500, with a traceback in the log."""
+        self.fail_reading(ZeroDivisionError("oops"))
         self.assertEqual(self.command(KEYS), (500, None))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class ReplyTests(EngineTestCase):
+    """How a long reply is written."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        self.engine = EngineInMemory(directory, self.clock)
+        self.engine.answers.key_list = self.pieces  # type: ignore[method-assign]
+        self.transport = StringTransport()
+        peer = self.engine.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        assert peer is not None
+        self.peer: Any = peer
+        self.peer.makeConnection(self.transport)
+        self.taken = 0
+
+    async def pieces(self, features: Features) -> Any:
+        class Pieces(tuple[bytes, ...]):
+            def __iter__(pieces) -> Iterator[bytes]:
+                for piece in tuple.__iter__(pieces):
+                    self.taken += 1
+                    yield piece
+
+        return Pieces([b"x" * 1000] * 10)
+
+    def ask(self) -> None:
+        now = datetime.fromtimestamp(self.clock.seconds(), UTC)
+        body = sign_ticket(json.dumps(KEYS), signer(), now, b"12345678")
+        self.peer.dataReceived(
+            b"POST /services/vmconsole-proxy HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            % len(body)
+            + body
+        )
+
+    def test_pace(self) -> None:
+        """When the client reads no more, nothing more is written until it does."""
+        write, limit = self.transport.write, 3000
+
+        def bounded(data: bytes) -> None:
+            write(data)
+            if len(self.transport.value()) > limit and self.transport.producer:
+                self.transport.producer.pauseProducing()
+
+        self.transport.write = bounded  # type: ignore[method-assign]
+        self.ask()
+        self.assertLess(len(self.transport.value()), 4500)
+        limit = 10**6
+        self.transport.producer.resumeProducing()
+        head, _, body = self.transport.value().partition(b"\r\n\r\n")
+        self.assertIn(b"Content-Length: 10000", head)
+        self.assertNotIn(b"Server", head)
+        self.assertEqual(body, b"x" * 10000)
+
+    def test_gone(self) -> None:
+        """When the client goes in the middle, no more is written, and nothing is logged."""
+        write = self.transport.write
+
+        def bounded(data: bytes) -> None:
+            write(data)
+            if self.transport.producer:
+                self.transport.producer.pauseProducing()
+
+        self.transport.write = bounded  # type: ignore[method-assign]
+        self.ask()
+        self.peer.connectionLost(Failure(ConnectionDone()))
+        size = len(self.transport.value())
+        self.assertLess(size, 3000)
+        self.assertEqual(self.flushLoggedErrors(), [])
 
 
 class ListenTests(EngineTestCase):
@@ -460,23 +688,55 @@ class ServiceTests(TestCase):
         self.engine.startService()
         await self.engine.ready()
         store, events = self.engine._store, list[str]()
-        snapshot, close = store.snapshot, store.close
+        revisions, close = store.revisions, store.close
 
-        def slow(known: Snapshot | None = None) -> Snapshot:
+        def slow() -> Revisions:
             events.append("look")
             time.sleep(0.5)
             events.append("looked")
-            return snapshot(known)
+            return revisions()
 
         def closing() -> None:
             events.append("close")
             close()
 
-        self.patch(store, "snapshot", slow)
+        self.patch(store, "revisions", slow)
         self.patch(store, "close", closing)
         await self.until(lambda: bool(events))
         await self.engine.stopService()
         self.assertEqual(events, ["look", "looked", "close"])
+
+    async def test_changes_are_logged(self) -> None:
+        """What somebody changes is an event of the audit, once; what was before is not."""
+        events: list[LogEvent] = []
+        audit = Audit(Logger("vmconsole.audit", observer=cast(ILogObserver, events.append)))
+
+        def before(store: Store) -> None:
+            store.add_user("bob")
+
+        self.directory.mkdir(mode=0o700)
+        await self.in_store(before)
+        self.engine = EmbeddedEngine(reactor, self.config, self.source, audit)
+        self.start()
+        await self.engine.ready()
+        await self.until(lambda: bool(self.source.told))
+
+        def change(store: Store) -> None:
+            store.add_user("alice")
+            store.grant("alice", "web*", "viewer")
+
+        await self.in_store(change)
+        await self.until(lambda: len(events) >= 2)
+        await self.in_store(lambda store: store.remove_user("alice"))
+        await self.until(lambda: len(events) >= 3)
+        self.assertEqual(
+            [(each["actor"], each["action"], each["subject"]) for each in events],
+            [
+                ("vmconsole", "user.add", "alice"),
+                ("vmconsole", "grant", "alice web* viewer"),
+                ("vmconsole", "user.remove", "alice"),
+            ],
+        )
 
     async def test_again(self) -> None:
         """It can be started after it was stopped, with what it had."""
@@ -535,7 +795,7 @@ class ServiceTests(TestCase):
         def rename(source: str, target: str) -> None:
             with sqlite3.connect(self.directory / "engine.db") as connection:
                 connection.execute(f"ALTER TABLE {source} RENAME TO {target}")
-                connection.execute("UPDATE meta SET revision = revision + 1")
+                connection.execute("UPDATE meta SET keys_revision = keys_revision + 1")
             connection.close()
 
         await deferToThread(rename, "keys", "keys_away")

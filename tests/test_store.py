@@ -1,71 +1,31 @@
-"""The embedded engine's database."""
+"""What the embedded engine's store offers, on both of its databases: users, hosts, changes.
+
+Its keys are in test_keyfile.py, groups and grants in test_store_groups.py.
+"""
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import subprocess
-import threading
-from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import dsa, rsa
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP521R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-from hypothesis import given
-from hypothesis import strategies as some
-from sqlalchemy import create_engine, text
+from sqlalchemy import make_url
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.engine_kit import NOW, public_line
-from vmconsole import config
-from vmconsole.engine.embedded.database import database_url
+from tests.engine_kit import public_line
+from tests.store_kit import SECONDS, OnPostgres, StoreTestCase, at_once, contents, ed25519_line
 from vmconsole.engine.embedded.keypair import generate_key_pair
-from vmconsole.engine.embedded.store import Store, parse_public_keys
-from vmconsole.engine.keyline import parse_key_line
-from vmconsole.errors import ConfigError, StoreError
-from vmconsole.publickeys import fingerprint
+from vmconsole.engine.embedded.records import ChangeRecord, Revisions
+from vmconsole.errors import StoreError
 
-
-class StoreTestCase(SynchronousTestCase):
-    """A new store in a directory of its own."""
-
-    def setUp(self) -> None:
-        self.file = Path(self.mktemp()) / "state" / "engine.db"
-        self.store = self.another()
-
-    def another(self) -> Store:
-        """One more store on the same file, as the command beside the service."""
-        store = Store(f"sqlite:///{self.file}", NOW.timestamp)
-        store.open()
-        self.addCleanup(store.close)
-        return store
-
-    def refused(self, *words: str) -> _Refused:
-        """Within it, a StoreError is raised that has these words."""
-        return _Refused(self, words)
-
-
-class _Refused:
-    def __init__(self, test: SynchronousTestCase, words: tuple[str, ...]) -> None:
-        self.test = test
-        self.words = words
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        self.test.assertIsInstance(error, StoreError)
-        for word in self.words:
-            self.test.assertIn(word, str(error))
-        self.test.assertTrue(str(error).isprintable())
-        return True
+# By code points: digits, capitals, the underscore, small letters. Other orders mix the letters.
+SORTED = ["0x", "9", "A.b", "B", "Z-z", "_x", "a", "a-", "a.", "a0", "aA", "aa", "b", "z" * 64]
+# What no user and no group can be called.
+NO_NAMES = [
+    *("", " ", "a b", "-a", ".a", "a@b", "@ops", "@", "a/b", "a\n", "\na", "a" * 65, "ä", "\uff41"),
+    *("a\0", "\0", "\ud800", "a\udcff", "\x1b[2J", "'", "a'--", '"', "%", "a%s", "\\", "a\\", "(x"),
+    *("a:b", "a=b", "{0}", "%(x)s", "\u202e", "a\u0301", "\u00a0"),
+]
 
 
 class UserTests(StoreTestCase):
@@ -75,213 +35,75 @@ class UserTests(StoreTestCase):
         """Users are listed by name, each with an id of its own, also when it comes again."""
         bob, alice = self.store.add_user("bob"), self.store.add_user("alice")
         self.assertEqual(self.store.users(), [alice, bob])
-        self.assertEqual(alice.created, int(NOW.timestamp()))
+        self.assertEqual((alice.name, alice.created), ("alice", SECONDS))
         self.store.remove_user("alice")
         self.assertEqual(self.store.users(), [bob])
         self.assertNotEqual(self.store.add_user("alice").id, alice.id)
 
-    def test_refused(self) -> None:
-        """A name that is there already, and names that would hurt elsewhere."""
+    def test_order(self) -> None:
+        """It is that of the code points, in every database."""
+        for name in reversed(SORTED):
+            self.store.add_user(name)
+        self.assertEqual([user.name for user in self.store.users()], SORTED)
+
+    def test_case(self) -> None:
+        """Names that differ by case are two."""
         self.store.add_user("alice")
-        with self.refused("'alice'", "already"):
-            self.store.add_user("alice")
-        for name in ("", "a b", "-a", ".a", "a@b", "@ops", "a/b", "a\n", "ä", "a" * 65, "\x1b[2J"):
-            with self.refused("no name for a user"):
-                self.store.add_user(name)
-        self.assertEqual(len(self.store.users()), 1)
+        self.store.add_user("Alice")
+        self.store.remove_user("alice")
+        self.assertEqual([user.name for user in self.store.users()], ["Alice"])
+
+    def test_refused(self) -> None:
+        """A name that is there already, and names that would hurt elsewhere, leave no trace."""
+        self.store.add_user("alice")
+        with self.unchanged():
+            with self.refused("There is a user 'alice' already."):
+                self.store.add_user("alice")
+            for name in NO_NAMES:
+                with self.refused("no name for a user"):
+                    self.store.add_user(name)
 
     def test_unknown(self) -> None:
-        """An unknown user is an error that says how to add one."""
+        """An unknown user is an error that says how to add one, if it can be."""
+        self.store.add_group("staff")
         for call in (
-            lambda: self.store.remove_user("alice"),
-            lambda: self.store.keys("alice"),
-            lambda: self.store.add_keys("alice", public_line("alice")),
-            lambda: self.store.grant("alice", "*"),
-            lambda: self.store.revoke("alice", "*"),
+            lambda name: self.store.remove_user(name),
+            lambda name: self.store.keys(name),
+            lambda name: self.store.add_keys(name, public_line("alice")),
+            lambda name: self.store.grant(name, "*"),
+            lambda name: self.store.revoke(name, "*"),
+            lambda name: self.store.add_member("staff", name),
+            lambda name: self.store.remove_member("staff", name),
         ):
-            with self.refused("no user 'alice'", "vmconsole user add alice"):
-                call()
-        with self.refused("Groups"):
-            self.store.grant("@ops", "*")
-        with self.refused("no user '\\x1b'"):
+            with self.unchanged():
+                with self.refused("no user 'alice': add it with `vmconsole user add alice`"):
+                    call("alice")
+                for name in NO_NAMES:
+                    # For grants, these are groups.
+                    with self.refused("There is no "):
+                        call(name)
+        with self.refused("no user '\\x1b'") as _:
             self.store.keys("\x1b")
+        with self.refused("no user '-x'."):
+            self.store.keys("-x")
 
-
-class KeyTests(StoreTestCase):
-    """Keys."""
-
-    def setUp(self) -> None:
-        super().setUp()
+    def test_removed_with_all(self) -> None:
+        """Keys, grants and memberships go with a user; those of others stay."""
+        for number, name in enumerate(("alice", "bob")):
+            self.store.add_user(name)
+            self.store.add_keys(name, ed25519_line(number))
+            self.store.grant(name, "web*")
+        self.store.add_group("ops")
+        self.store.grant("@ops", "*")
+        self.store.add_member("ops", "alice")
+        self.store.add_member("ops", "bob")
+        with self.grows(all=1, access=1, keys=1):
+            self.store.remove_user("alice")
         self.store.add_user("alice")
-        self.store.add_user("bob")
-
-    def test_added_listed_removed(self) -> None:
-        """A key is found by user; it is removed by fingerprint, with or without its prefix."""
-        [key] = self.store.add_keys("alice", f"\n# mine\n{public_line('alice')}\r\n\n")
-        self.assertEqual(self.store.keys(), [key])
-        self.assertEqual(self.store.keys("alice"), [key])
-        self.assertEqual(self.store.keys("bob"), [])
-        self.assertEqual((key.user, key.type, key.comment), ("alice", "ssh-ed25519", "alice@home"))
-        self.assertEqual(key.fingerprint, fingerprint(key.blob))
-        self.store.add_keys("bob", public_line("bob"))
-        self.assertEqual(self.store.remove_key(key.fingerprint.removeprefix("SHA256:")), key)
-        self.assertEqual([each.user for each in self.store.keys()], ["bob"])
-        with self.refused(key.fingerprint, "vmconsole key list"):
-            self.store.remove_key(key.fingerprint)
-
-    def test_fingerprint(self) -> None:
-        """It is the one that ssh-keygen shows."""
-        [key] = self.store.add_keys("alice", public_line("alice"))
-        shown = subprocess.run(
-            ["ssh-keygen", "-l", "-f", "-"],
-            input=public_line("alice").encode(),
-            capture_output=True,
-            check=True,
-        ).stdout.decode()
-        self.assertIn(f" {key.fingerprint} ", shown)
-
-    def test_removed_with_user(self) -> None:
-        """A user's keys go with the user, and may come back with another."""
-        self.store.add_keys("alice", public_line("alice"))
-        self.store.remove_user("alice")
-        self.assertEqual(self.store.keys(), [])
-        self.store.add_keys("bob", public_line("alice"))
-
-    def test_twice(self) -> None:
-        """A key is one user's: who has it already is said. All of a file are added, or none."""
-        self.store.add_keys("alice", public_line("alice"))
-        for user in ("alice", "bob"):
-            with self.refused("'alice' has the key SHA256:"):
-                self.store.add_keys(user, public_line("bob") + "\n" + public_line("alice"))
-        self.assertEqual(len(self.store.keys()), 1)
-
-    def test_types(self) -> None:
-        """Every type that the ssh server takes, as ssh-keygen and others write it."""
-        for key in (
-            Ed25519PrivateKey.generate(),
-            rsa.generate_private_key(65537, 2048),
-            generate_private_key(SECP521R1()),
-        ):
-            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-            [line] = parse_public_keys(public.decode())
-            self.assertEqual(str(line), public.decode())
-
-        def string(value: bytes) -> bytes:
-            return len(value).to_bytes(4, "big") + value
-
-        kind = b"sk-ssh-ed25519@openssh.com"
-        blob = string(kind) + string(b"\x01" * 32) + string(b"ssh:")
-        [line] = parse_public_keys(f"{kind.decode()} {b64encode(blob).decode()} token")
-        self.assertEqual(line.type, kind.decode())
-
-    def test_refused(self) -> None:
-        """Short RSA, DSA, broken blobs, unknown options, control characters in the comment."""
-        short = rsa.generate_private_key(65537, 1024).public_key()
-        weak = short.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-        good = public_line("alice")
-        kind, blob, _ = good.split()
-        for line, words in (
-            (weak, "1024"),
-            (f"{kind} {blob[:-4]}", "Line 1"),
-            (f"{kind} {blob[:24]}", "Line 1"),
-            (f'command="x" {good}', "option command"),
-            (f"{good}\x1b[2J", "control characters"),
-            (f"{good}\x85x", "control characters"),
-            ("x" * 20000, "too long"),
-            ("hello", "no public key"),
-            ("", "no key"),
-            ("# only a comment", "no key"),
-            (f"{good}\n\nhello", "Line 3"),
-        ):
-            with self.refused(words):
-                self.store.add_keys("alice", line)
-        self.assertEqual(self.store.keys(), [])
-
-    def test_private_key(self) -> None:
-        """A private key is refused in whatever format, and nothing of it is said or stored."""
-        key = Ed25519PrivateKey.generate()
-        for encoding, format in (
-            (Encoding.PEM, PrivateFormat.OpenSSH),
-            (Encoding.PEM, PrivateFormat.PKCS8),
-        ):
-            private = key.private_bytes(encoding, format, NoEncryption()).decode()
-            for pasted in (
-                private,
-                private.replace("\n", " "),
-                f"{public_line('alice')}\n{private}",
-                "\n".join(private.split("\n")[1:-2]),
-                f"ssh-ed25519 {private.split()[4]}",
-            ):
-                with self.refused() as _:
-                    self.store.add_keys("alice", pasted)
-                try:
-                    self.store.add_keys("alice", pasted)
-                except StoreError as error:
-                    for line in private.split("\n")[1:-2]:
-                        self.assertNotIn(line[:16], str(error))
-        with self.refused("private key"):
-            self.store.add_keys("alice", "PuTTY-User-Key-File-3: ssh-ed25519\n")
-        self.assertEqual(self.store.keys(), [])
-        secret = key.private_bytes_raw()
-        self.assertNotIn(b64encode(secret)[:16], self.file.read_bytes())
-
-    def test_options_are_not_stored(self) -> None:
-        """What holds anyway is taken and left out: the stored line is a bare key."""
-        self.store.add_keys("alice", f"restrict,no-user-rc {public_line('alice')}")
-        [key] = self.store.keys()
-        self.assertEqual(key.blob, parse_key_line(public_line("alice")).blob)
-
-    def test_options_that_restrict(self) -> None:
-        """What cannot be kept is not dropped: the key is refused, and why, and the cure."""
-        kind = "sk-ssh-ed25519@openssh.com"
-        blob = len(kind).to_bytes(4, "big") + kind.encode() + b"\0\0\0\x20" + b"\1" * 32
-        token = f"{kind} {b64encode(blob + bytes([0, 0, 0, 4]) + b'ssh:').decode()}"
-        self.assertEqual(len(parse_public_keys(f"restrict {token}")), 1)
-        for options, names in (
-            ('from="10.0.0.1"', "from"),
-            ('expiry-time="20300101"', "expiry-time"),
-            ("verify-required", "verify-required"),
-            ('restrict,verify-required,from="*"', "from, verify-required"),
-        ):
-            with self.refused(
-                f"Line 2: the embedded engine cannot keep the option {names} yet",
-                "not added",
-                "leave the option out",
-            ):
-                self.store.add_keys("alice", f"{public_line('alice')}\n{options} {token}")
-        with self.refused("Line 1", "sk- keys only"):
-            self.store.add_keys("alice", f"verify-required {public_line('alice')}")
-        self.assertEqual(self.store.keys(), [])
-
-    @given(some.text())
-    def test_anything(self, pasted: str) -> None:
-        """Whatever is pasted, it is keys or a StoreError."""
-        for candidate in (pasted, f"ssh-rsa {b64encode(pasted.encode()).decode()}"):
-            try:
-                parse_public_keys(candidate)
-            except StoreError:
-                pass
-
-    @given(some.sampled_from(["ssh-rsa", "ssh-ed25519", "ecdsa-sha2-nistp256"]), some.binary())
-    def test_any_blob(self, kind: str, rest: bytes) -> None:
-        """Whatever the blob holds after its type, it is a key or a StoreError."""
-        blob = len(kind).to_bytes(4, "big") + kind.encode() + rest
-        try:
-            parse_public_keys(f"{kind} {b64encode(blob).decode()}")
-        except StoreError:
-            pass
-
-    def test_foreign_types(self) -> None:
-        """Keys that OpenSSH has no more, or never had."""
-        key = dsa.generate_private_key(1024).public_key()
-        with self.refused("ssh-dss"):
-            self.store.add_keys(
-                "alice", key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-            )
-        curve = generate_private_key(SECP256K1()).public_key()
-        pem = curve.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-        with self.refused("Line 1"):
-            self.store.add_keys("alice", pem)
+        self.assertEqual([key.user for key in self.store.keys()], ["bob"])
+        self.assertEqual([grant.subject for grant in self.store.grants()], ["@ops", "bob"])
+        self.assertEqual([group.members for group in self.store.groups()], [("bob",)])
+        self.store.add_keys("alice", ed25519_line(0))
 
 
 class HostTests(StoreTestCase):
@@ -289,250 +111,279 @@ class HostTests(StoreTestCase):
 
     def test_added_listed_removed(self) -> None:
         """Hosts are listed by name; the URI may be left to the configuration."""
-        self.store.add_host("node2.example.com")
-        self.store.add_host("node1", "qemu:///system")
-        self.store.add_host("fe80::1")
+        for name, uri in (("node2.example.com", ""), ("node1", "qemu:///system"), ("fe80::1", "")):
+            with self.grows(all=1, hosts=1):
+                host = self.store.add_host(name, uri)
+            self.assertEqual((host.name, host.uri), (name, uri))
+        self.store.add_host("Node3")
         self.assertEqual(
             [(host.name, host.uri) for host in self.store.hosts()],
-            [("fe80::1", ""), ("node1", "qemu:///system"), ("node2.example.com", "")],
+            [
+                ("Node3", ""),
+                ("fe80::1", ""),
+                ("node1", "qemu:///system"),
+                ("node2.example.com", ""),
+            ],
         )
-        self.store.remove_host("node1")
-        with self.refused("no host 'node1'", "vmconsole host list"):
+        self.assertEqual(self.store.host_uris()["node1"], "qemu:///system")
+        self.assertEqual(len(self.store.host_uris()), 4)
+        with self.grows(all=1, hosts=1):
+            self.store.remove_host("node1")
+        with self.unchanged(), self.refused("no host 'node1'", "vmconsole host list"):
             self.store.remove_host("node1")
 
     def test_refused(self) -> None:
         """A host that is there, and names and URIs that are none."""
         self.store.add_host("node1")
-        with self.refused("already", "vmconsole host remove node1"):
-            self.store.add_host("node1", "qemu:///system")
-        for name in ("", "-x", "a/b", "a b", "a\n", "a?b", "a@b", "x" * 254):
-            with self.refused("no host name"):
-                self.store.add_host(name)
-        for uri in ("a b", "a\n", "ä", "x" * 1025):
-            with self.refused("no URI"):
-                self.store.add_host("node2", uri)
+        self.store.add_host("x" * 253, "x" * 1024)
+        with self.unchanged():
+            with self.refused("already", "vmconsole host remove node1"):
+                self.store.add_host("node1", "qemu:///system")
+            for name in ("", "-x", ".x", "a/b", "a b", "a\n", "a?b", "a@b", "x" * 254, "\0", "%"):
+                with self.refused("no host name"):
+                    self.store.add_host(name)
+                with self.refused("There is no host"):
+                    self.store.remove_host(name)
+            for uri in ("a b", "a\n", "ä", "x" * 1025, "\0", "\ud800"):
+                with self.refused("no URI"):
+                    self.store.add_host("node2", uri)
+            with self.refused("There is no host"):
+                self.store.remove_host("\ud800")
 
 
-class GrantTests(StoreTestCase):
-    """Grants."""
+class ChangeTests(StoreTestCase):
+    """The record of changes, and the revisions."""
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.store.add_user("alice")
+    def told(self) -> Sequence[tuple[str, str]]:
+        """What happened to whom, in order."""
+        return [(change.action, change.subject) for change in self.store.last_changes()]
 
-    def test_granted_listed_revoked(self) -> None:
-        """A grant is there once, however often it is given, and revoked as it was given."""
-        for pattern in ("web*", "*", "web*"):
-            self.store.grant("alice", pattern)
-        self.assertEqual(
-            [(grant.user, grant.pattern, grant.role) for grant in self.store.grants()],
-            [("alice", "*", "operator"), ("alice", "web*", "operator")],
+    def test_each_leaves_one(self) -> None:
+        """Every change leaves one record, with its time and actor, and its part's revision."""
+        self.assertEqual(self.store.last_changes(), [])
+        store, key = self.store, ed25519_line(1, "alice@home")
+        steps = (
+            (lambda: store.add_user("alice"), "access", "user.add", "alice"),
+            (lambda: store.add_keys("alice", key), "keys", "key.add", "alice FINGERPRINT"),
+            (lambda: store.add_group("ops"), "access", "group.add", "@ops"),
+            (lambda: store.add_member("ops", "alice"), "access", "member.add", "@ops alice"),
+            (lambda: store.grant("alice", "a b"), "access", "grant", "alice a b operator"),
+            (lambda: store.grant("@ops", "*", "viewer"), "access", "grant", "@ops * viewer"),
+            (lambda: store.grant("@ops", "*", "viewer"), "access", "grant", "@ops * viewer"),
+            (lambda: store.add_host("n1"), "hosts", "host.add", "n1"),
+            (lambda: store.add_host("n2", "test:///"), "hosts", "host.add", "n2 test:///"),
+            (lambda: store.remove_host("n2"), "hosts", "host.remove", "n2"),
+            (lambda: store.revoke("@ops", "*"), "access", "revoke", "@ops *"),
+            (lambda: store.revoke("alice", "a b"), "access", "revoke", "alice a b"),
+            (lambda: store.remove_member("ops", "alice"), "access", "member.remove", "@ops alice"),
+            (lambda: store.remove_group("ops"), "access", "group.remove", "@ops"),
+            (
+                lambda: store.remove_key(store.keys()[0].fingerprint),
+                *("keys", "key.remove", "FINGERPRINT"),
+            ),
+            (lambda: store.remove_user("alice"), "access keys", "user.remove", "alice"),
         )
-        self.store.revoke("alice", "*")
-        with self.refused("'alice' has no grant '*'"):
-            self.store.revoke("alice", "*")
-        self.store.grant("alice", "web*", "viewer")
-        [grant] = self.store.grants()
-        self.assertEqual(grant.role, "viewer")
+        fingerprint = ""
+        for at, (step, parts, action, subject) in enumerate(steps, 1):
+            before = store.revisions()
+            step()
+            bumped = {part: getattr(before, part) + 1 for part in parts.split()}
+            kept = {part: getattr(before, part) for part in ("keys", "access", "hosts")}
+            self.assertEqual(store.revisions(), Revisions(before.all + 1, **{**kept, **bumped}))
+            fingerprint = store.keys()[0].fingerprint if at == 2 else fingerprint
+            changes = store.last_changes()
+            self.assertEqual(len(changes), at)
+            self.assertEqual(changes[-1].action, action)
+            self.assertEqual(changes[-1].subject, subject.replace("FINGERPRINT", fingerprint))
+            self.assertEqual((changes[-1].time, changes[-1].actor), (SECONDS, "vmconsole"))
 
-    def test_refused(self) -> None:
-        """Patterns that are none."""
-        for pattern in ("", "a\n", "\x1b", "x" * 256):
-            with self.refused("no VM"):
-                self.store.grant("alice", pattern)
+    def test_order(self) -> None:
+        """Changes come in their order, from a given one on, or the last ones."""
+        for number in range(12):
+            self.store.add_user(f"u{number}")
+        changes = self.store.last_changes()
+        self.assertEqual([change.subject for change in changes], [f"u{at}" for at in range(12)])
+        self.assertEqual(len({change.id for change in changes}), 12)
+        self.assertEqual(self.store.last_changes(3), changes[-3:])
+        self.assertEqual(self.store.last_changes(0), [])
+        self.assertEqual(self.store.last_changes(99), changes)
+        self.assertEqual(self.store.changes_after(0, 2), changes[:2])
+        self.assertEqual(self.store.changes_after(changes[4].id, 3), changes[5:8])
+        self.assertEqual(self.store.changes_after(changes[4].id, 99), changes[5:])
+        self.assertEqual(self.store.changes_after(changes[-1].id, 99), [])
 
-    def test_removed_with_user(self) -> None:
-        """Who comes back under an old name has none of the old grants."""
-        self.store.grant("alice", "*")
-        self.store.remove_user("alice")
+    def test_actor(self) -> None:
+        """Who did it is recorded, in a form that cannot forge a log line, and bounded."""
+        for actor, shown in (
+            ("alice", "alice"),
+            ("", ""),
+            ("jörg", "jörg"),
+            ("a\nb\0\ud800", "a\\nb\\x00\\ud800"),
+            ("x" * 255, "x" * 255),
+            ("x" * 256, "x" * 255),
+            ("\n" * 255, ("\\n" * 128)[:255]),
+        ):
+            store = self.another(actor=actor)
+            before = store.last_changes()
+            store.add_host(f"h{len(before)}")
+            self.assertEqual(
+                [change.actor for change in store.last_changes()[len(before) :]], [shown]
+            )
+
+    def test_refused_leaves_none(self) -> None:
+        """What is refused, wherever in the transaction, is in no record, and bumps nothing."""
         self.store.add_user("alice")
-        self.assertEqual(self.store.grants(), [])
+        with self.unchanged():
+            for call in (
+                lambda: self.store.add_user("alice"),
+                lambda: self.store.remove_user("bob"),
+                lambda: self.store.add_keys("alice", f"{ed25519_line(1)}\n{ed25519_line(1)}"),
+                lambda: self.store.revoke("alice", "*"),
+                lambda: self.store.remove_group("ops"),
+                lambda: self.store.remove_host("n1"),
+            ):
+                self.assertRaises(StoreError, call)
 
-
-class SnapshotTests(StoreTestCase):
-    """What readers see."""
-
-    def test_contents(self) -> None:
-        """All of it, grants by user id."""
-        alice = self.store.add_user("alice")
-        self.store.add_keys("alice", public_line("alice"))
-        self.store.add_host("node1")
-        self.store.grant("alice", "*")
-        snapshot = self.store.snapshot()
-        self.assertEqual(snapshot.user_ids, {alice.id})
-        self.assertEqual([key.user for key in snapshot.keys], ["alice"])
-        self.assertEqual(dict(snapshot.hosts), {"node1": ""})
-        self.assertEqual([grant.pattern for grant in snapshot.grants[alice.id]], ["*"])
-
-    def test_revision(self) -> None:
-        """The same snapshot comes back until somebody wrote, also another process."""
-        snapshot = self.store.snapshot()
-        self.assertIs(self.store.snapshot(snapshot), snapshot)
-        self.another().add_user("alice")
-        changed = self.store.snapshot(snapshot)
-        self.assertIsNot(changed, snapshot)
-        self.assertEqual(len(changed.user_ids), 1)
-        self.assertIs(self.another().snapshot(changed), changed)
-
-    def test_refusal_changes_nothing(self) -> None:
-        """What was refused bumps no revision."""
+    def test_another_sees_it(self) -> None:
+        """What one store wrote, another has at once: a process beside it."""
+        other = self.another()
         self.store.add_user("alice")
-        snapshot = self.store.snapshot()
-        with self.refused():
-            self.store.add_user("alice")
-        self.assertIs(self.store.snapshot(snapshot), snapshot)
-
-
-class DatabaseTests(StoreTestCase):
-    """The file, and what can go wrong with it."""
-
-    def test_private(self) -> None:
-        """Only its owner can read the file, its side files and its directory."""
-        self.store.add_user("alice")
-        files = sorted(path.name for path in self.file.parent.iterdir())
-        self.assertEqual(files, ["engine.db", "engine.db-shm", "engine.db-wal"])
-        for name in files:
-            self.assertEqual((self.file.parent / name).stat().st_mode & 0o777, 0o600, name)
-        self.assertEqual(self.file.parent.stat().st_mode & 0o777, 0o700)
-
-    def test_owner(self) -> None:
-        """Made by root in somebody's directory, the file is that owner's."""
-        if os.geteuid() != 0:
-            return
-        directory = Path(self.mktemp())
-        directory.mkdir()
-        os.chown(directory, 1234, 1234)
-        store = Store(f"sqlite:///{directory / 'engine.db'}")
-        store.open()
-        store.add_user("alice")
-        for path in directory.iterdir():
-            self.assertEqual(path.stat().st_uid, 1234, path)
-        store.close()
+        self.assertEqual(contents(other), contents(self.store))
 
     def test_kept(self) -> None:
         """What was written is there after closing and opening."""
         self.store.add_user("alice")
+        before = contents(self.store)
         self.store.close()
-        self.assertEqual(len(self.another().users()), 1)
+        self.assertEqual(contents(self.another()), before)
 
-    def test_settings(self) -> None:
-        """WAL; a confirmed write reaches the disk; references are held."""
-        with self.store._database.reading() as connection:
-            for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
-                self.assertEqual(connection.execute(text(f"PRAGMA {pragma}")).scalar(), value)
+    def test_ids_come_once(self) -> None:
+        """The id of a change is never used again, also when the last ones were deleted."""
+        self.store.add_user("alice")
+        [change] = self.store.last_changes()
+        self.query("DELETE FROM changes")
+        self.store.add_user("bob")
+        self.assertEqual(
+            self.store.changes_after(change.id, 9),
+            [ChangeRecord(change.id + 1, SECONDS, "vmconsole", "user.add", "bob")],
+        )
 
-    def test_readers_see_one_moment(self) -> None:
-        """A transaction does not see what is written while it reads."""
-        other = self.another()
-        with self.store._database.reading() as connection:
-            before = self.store._database.revision(connection)
-            other.add_user("alice")
-            self.assertEqual(self.store._database.revision(connection), before)
-        self.assertEqual(self.store.snapshot().revision, before + 1)
 
-    def test_writers_wait(self) -> None:
-        """Many writers at once, in threads and stores of their own: all is written."""
-        errors: list[BaseException] = []
+class ConcurrentTests(StoreTestCase):
+    """Several who write and read at the same time."""
+
+    writers = 8
+    each = 6
+
+    def test_writers(self) -> None:
+        """Many writers, each a store of its own: all succeed, and nothing is lost."""
 
         def write(number: int) -> None:
-            store = Store(f"sqlite:///{self.file}")
-            try:
-                store.open()
-                for count in range(10):
-                    store.add_user(f"user-{number}-{count}")
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                store.close()
+            store = self.another()
+            for count in range(self.each):
+                name = f"u{number}-{count}"
+                store.add_user(name)
+                store.add_keys(name, ed25519_line(number * 100 + count))
+                store.grant(name, "*")
 
-        threads = [threading.Thread(target=write, args=[number]) for number in range(8)]
-        before = self.store.snapshot().revision
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual(errors, [])
-        self.assertEqual(len(self.store.users()), 80)
-        self.assertEqual(self.store.snapshot().revision, before + 80)
-
-    def test_first_openers(self) -> None:
-        """Several processes that open a new database at once all succeed."""
-        file = self.file.with_name("new.db")
-        errors: list[BaseException] = []
-
-        def open_it() -> None:
-            store = Store(f"sqlite:///{file}")
-            try:
-                store.open()
-                store.users()
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                store.close()
-
-        threads = [threading.Thread(target=open_it) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual(errors, [])
-
-    def test_newer_schema(self) -> None:
-        """A database of another version is left alone, with a clear word."""
-        self.store.close()
-        with sqlite3.connect(self.file) as connection:
-            connection.execute("UPDATE meta SET schema_version = 99")
-        connection.close()
-        store = Store(f"sqlite:///{self.file}")
-        with self.refused("schema version 99", "another version of vmconsole"):
-            store.open()
-        store.close()
-
-    def test_no_database(self) -> None:
-        """A file that is something else, or a directory, is a StoreError that names it."""
-        garbage = self.file.with_name("garbage.db")
-        garbage.write_bytes(b"garbage" * 1000)
-        directory = self.file.with_name("directory.db")
-        directory.mkdir()
-        for path in (garbage, directory):
-            store = Store(f"sqlite:///{path}")
-            with self.refused(path.name):
-                store.open()
-            store.close()
-        self.assertEqual(garbage.read_bytes(), b"garbage" * 1000)
-        below = Store(f"sqlite:///{garbage / 'engine.db'}")
-        with self.refused("cannot be made"):
-            below.open()
-
-    def test_url(self) -> None:
-        """A relative file is in the state directory; no file at all is refused."""
-
-        def url(database: str) -> str:
-            return database_url(
-                config.Config(
-                    engine=config.Engine(embedded=config.EmbeddedEngine(database=database)),
-                    state=config.State(directory="/state"),
-                )
+        with self.grows(all=144, access=96, keys=48):
+            calls = [lambda number=number: write(number) for number in range(self.writers)]
+            self.assertEqual(at_once(*calls), [])
+        names = {f"u{number}-{count}" for number in range(8) for count in range(self.each)}
+        self.assertEqual({user.name for user in self.store.users()}, names)
+        self.assertEqual({key.user for key in self.store.keys()}, names)
+        self.assertEqual({grant.subject for grant in self.store.grants()}, names)
+        changes = self.store.last_changes()
+        self.assertEqual(len(changes), 144)
+        # Each writer's own are in the order in which they were made.
+        for number in range(self.writers):
+            mine = [each.subject for each in changes if each.subject.startswith(f"u{number}-")]
+            self.assertEqual(
+                [subject.split()[0] for subject in mine],
+                [f"u{number}-{count}" for count in range(self.each) for _ in range(3)],
             )
 
-        self.assertEqual(url("sqlite:///engine.db"), "sqlite:////state/engine.db")
-        self.assertEqual(url("sqlite:////var/x.db"), "sqlite:////var/x.db")
-        self.assertEqual(
-            url("postgresql+psycopg://u:secret@db/x"), "postgresql+psycopg://u:secret@db/x"
-        )
-        for wrong in ("sqlite://", "sqlite:///:memory:", "engine.db"):
-            error = self.assertRaises(ConfigError, url, wrong)
-            self.assertIn("engine.embedded.database", str(error))
+    def test_one_store_in_threads(self) -> None:
+        """One store that is used by several threads, as the service does."""
+        calls = [lambda at=at: self.store.add_user(f"u{at}") for at in range(8)]
+        self.assertEqual(at_once(*calls), [])
+        self.assertEqual(len(self.store.users()), 8)
 
-    def test_missing_driver(self) -> None:
-        """A driver that is not installed is named, and the password is not."""
-        try:
-            create_engine("postgresql+psycopg://u:secret@db/x")
-        except ImportError:
-            url = "postgresql+psycopg://u:secret@db/x"
-            said = str(self.assertRaises(ConfigError, Store, url))
-            self.assertIn("psycopg", said)
-            self.assertIn("u:***@db", said)
+    def test_only_one_adds(self) -> None:
+        """Of several who add the same, one succeeds, and the others are told that it is there."""
+        stores = [self.another() for _ in range(6)]
+        with self.grows(all=1, access=1):
+            errors = at_once(*[lambda store=store: store.add_user("alice") for store in stores])
+        self.assertEqual({str(error) for error in errors}, {"There is a user 'alice' already."})
+        self.assertEqual(len(errors), 5)
+
+    def test_readers_see_one_moment(self) -> None:
+        """A transaction does not see what is written while it reads, wherever it began."""
+        other = self.another()
+        self.store.add_user("alice")
+        database = self.store._database
+        with database.reading() as connection:
+            before = database.revision(connection)
+            other.add_user("bob")
+            other.add_host("node1")
+            self.assertEqual(database.revision(connection), before)
+            self.assertEqual(database.revision(connection, "hosts"), 0)
+            names = connection.exec_driver_sql("SELECT name FROM users").scalars().all()
+            self.assertEqual(names, ["alice"])
+        self.assertEqual(self.store.revisions().all, before + 2)
+        self.assertEqual(self.store.revisions().hosts, 1)
+
+    def test_reading_while_writing(self) -> None:
+        """Who reads while others write never sees half of it: keys come with their revision."""
+        self.store.add_user("alice")
+        reader = self.another()
+        seen: list[tuple[int, int]] = []
+
+        def write() -> None:
+            for number in range(20):
+                self.store.add_keys("alice", f"{ed25519_line(number)}\n{ed25519_line(number + 50)}")
+
+        def read() -> None:
+            while not seen or seen[-1][0] < 20:
+                taken: list[object] = []
+                revision = reader.read_keys(None, taken.extend)
+                seen.append((revision, len(taken)))
+
+        self.assertEqual(at_once(write, read), [])
+        self.assertEqual([count for _, count in seen], [2 * revision for revision, _ in seen])
+
+
+class PostgresUserTests(OnPostgres, UserTests):
+    """On PostgreSQL."""
+
+
+class PostgresHostTests(OnPostgres, HostTests):
+    """On PostgreSQL."""
+
+
+class PostgresChangeTests(OnPostgres, ChangeTests):
+    """On PostgreSQL."""
+
+
+class PostgresConcurrentTests(OnPostgres, ConcurrentTests):
+    """On PostgreSQL."""
+
+    def test_strict_server(self) -> None:
+        """So it is also where an administrator made stricter transactions the default."""
+        name = make_url(self.url).database
+        for level in ("repeatable read", "serializable"):
+            self.server.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+            stores = [self.another() for _ in range(6)]
+            before = len(self.store.users())
+            names = [f"u{before}-{at}" for at in range(6)]
+            calls = [
+                lambda store=store, name=name: store.add_user(name)
+                for store, name in zip(stores, names, strict=True)
+            ]
+            self.assertEqual(at_once(*calls), [])
+            self.assertEqual(len(self.store.users()), before + 6)
+            for store in stores:
+                store.close()
 
 
 class KeyPairTests(SynchronousTestCase):

@@ -156,6 +156,16 @@ class Audit:
             **_place(console),
         )
 
+    def changed(self, actor: str, action: str, subject: str) -> None:
+        """Somebody changed what the embedded engine knows."""
+        self._log.info(
+            "changed actor={actor!r} action={action} subject={subject!r}",
+            event="changed",
+            actor=printable(actor),
+            action=printable(action),
+            subject=printable(subject),
+        )
+
 
 def _identity(login: Login) -> dict[str, str]:
     return {

@@ -84,3 +84,7 @@ class InputLost(ConsoleInterrupted):
 
 class StoreError(VMConsoleError):
     """The embedded engine's database refused what was asked of it."""
+
+
+class StoreUnavailable(StoreError):
+    """The database does not work now: gone, locked, its disk full. A later try may succeed."""

@@ -34,6 +34,7 @@ _WILDCARDS = re.compile("[0-9a-f:.*?]+")
 _LONGEST = 4096
 # Patterns in a line. Each is looked at whenever its key is offered.
 _MOST = 128
+_LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 _TIME = re.compile("([0-9]{4})([0-9]{2})([0-9]{2})(?:([0-9]{2})([0-9]{2})([0-9]{2})?)?([Zz]?)")
 
 
@@ -62,6 +63,20 @@ class KeyOptions(msgspec.Struct, frozen=True):
             "verify-required": self.verify_required,
         }
         return [name for name, value in values.items() if value]
+
+    def __str__(self) -> str:
+        """As a line of authorized_keys has them, for ``parse_key_options``; "" when none."""
+        texts = []
+        if self.sources:
+            escaped = ",".join(self.sources).replace('"', '\\"')
+            texts.append(f'from="{escaped}"')
+        if self.expires is not None:
+            # Some zone's last day may be in the year 10000 of others.
+            moment = datetime.fromtimestamp(min(self.expires, _LAST_MOMENT), UTC)
+            texts.append(f'expiry-time="{moment.year:04}{moment:%m%d%H%M%S}Z"')
+        if self.verify_required:
+            texts.append("verify-required")
+        return ",".join(texts)
 
     def refusal(self, address: str, now: float) -> str:
         """Why the key may not be used from ``address`` at ``now`` (seconds); "" when it may.

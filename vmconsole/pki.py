@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -55,7 +56,7 @@ class Identity:
     def save(self, certificate: Path, key: Path) -> None:
         """Write both files, the key with mode 0600. Raises OSError."""
         write_private(key, self.key_pem())
-        certificate.write_bytes(self.certificate_pem())
+        write_public(certificate, self.certificate_pem())
 
     @classmethod
     def load(cls, certificate: Path, key: Path) -> Identity:
@@ -68,14 +69,47 @@ class Identity:
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner may read; it appears whole or not at all. Raises OSError."""
+    _write(path, content, 0o600)
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Write a file that everybody may read; it appears whole or not at all. Raises OSError."""
+    _write(path, content, 0o644)
+
+
+def make_private_directory(path: Path) -> None:
+    """Make the directory, and those above it, for their owner only. Raises OSError."""
+    if path.is_dir():
+        return
+    make_private_directory(path.parent)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        _give_to_owner_of(path.parent, path)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(descriptor, "wb") as file:
+            # Whatever the umask is.
+            os.fchmod(descriptor, mode)
+            _give_to_owner_of(path.parent, descriptor)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _give_to_owner_of(directory: Path, made: Path | int) -> None:
+    # The command may run as root, and the service as the directory's owner.
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def make_authority(common_name: str, now: datetime, days: int = 3650) -> Identity:
@@ -111,6 +145,7 @@ def issue(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([_EXTENDED_KEY_USAGES[usage]]), critical=False)
+        .add_extension(_authority_key_identifier(authority), critical=False)
     )
     if names:
         alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
@@ -136,6 +171,19 @@ def extended_key_usages(certificate: x509.Certificate) -> frozenset[ObjectIdenti
     return frozenset(extension.value)
 
 
+def alternative_names(certificate: x509.Certificate) -> list[str]:
+    """The DNS names and IP addresses that it is for, in order. Raises ValueError."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [
+        str(each.value)
+        for each in extension.value
+        if isinstance(each, x509.DNSName | x509.IPAddress)
+    ]
+
+
 def _builder(
     common_name: str, public_key: rsa.RSAPublicKey, now: datetime, days: int
 ) -> x509.CertificateBuilder:
@@ -146,7 +194,17 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATED)
         .not_valid_after(now + timedelta(days=days))
+        # OpenSSL's strict mode wants it of every certificate, and the issuer's, too.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
+
+
+def _authority_key_identifier(authority: Identity) -> x509.AuthorityKeyIdentifier:
+    try:
+        found = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found.value)
 
 
 def _name(common_name: str) -> x509.Name:

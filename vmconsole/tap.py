@@ -28,6 +28,7 @@ from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
 from vmconsole.engine.last_answer import Lifetimes
 from vmconsole.engine.permissions import Permissions
+from vmconsole.engine.watched import WatchedFiles
 from vmconsole.errors import ConfigError, VMConsoleError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.publickeys import fingerprint
@@ -156,10 +157,6 @@ def is_daemon() -> bool:
     return os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev
 
 
-def _nothing_to_reload() -> None:
-    _log.info("SIGHUP: there is no file that would have to be read again.")
-
-
 def raise_open_files() -> int:
     """Raise the soft limit of open files to the hard one, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -210,12 +207,15 @@ def make_proxy(
         may_force=loaded.console.force,
         monitor=libvirt_qemu if loaded.console.allow_break else None,
     )
-    embedded = files = None
+    audit = Audit()
+    embedded = None
+    files: WatchedFiles
     if loaded.engine.url:
-        files = EngineFiles(reactor, loaded)
-        client = make_engine_client(reactor, loaded, files.credentials, lambda: files.authorities)
+        files = remote = EngineFiles(reactor, loaded)
+        client = make_engine_client(reactor, loaded, remote.credentials, lambda: remote.authorities)
     else:
-        embedded = EmbeddedEngine(reactor, loaded, hosts)
+        embedded = EmbeddedEngine(reactor, loaded, hosts, audit)
+        files = embedded.files
         client = make_engine_client(reactor, loaded, embedded.credentials)
     permissions = Permissions(
         client,
@@ -232,7 +232,6 @@ def make_proxy(
         warm = hosts.guest_observer = WarmConsoles(
             permissions, consoles, reactor, loaded.console.warm
         )
-    audit = Audit()
     commands = Commands(permissions, consoles, audit, reactor, loaded.escape_byte)
     realm = ConsoleRealm(
         permissions, commands, audit, reactor, loaded.limits.sessions_per_connection
@@ -244,7 +243,7 @@ def make_proxy(
     # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts. What
     # consoles still print is recorded.
     expiry_watch = ExpiryWatch(reactor, loaded, files)
-    hang_up = HangUp(reactor, files.reload if files else _nothing_to_reload)
+    hang_up = HangUp(reactor, files.reload)
     for part in (
         *(hosts, embedded, files, expiry_watch, hang_up, permissions),
         *(recordings, consoles, warm),

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.python.threadpool import ThreadPool
+
+T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """Calls a function that waits where it holds up nobody."""
+
+    def __call__(self, function: Callable[[], T], /) -> Deferred[T]:
+        """What it returns."""
 
 
 class _DaemonThread(Thread):

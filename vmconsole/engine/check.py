@@ -17,11 +17,12 @@ from vmconsole.engine.credentials import (
     load_ticket_identity,
     ticket_certificate_problems,
 )
-from vmconsole.engine.embedded.database import database_file, database_url
-from vmconsole.engine.embedded.listen import unix_address
-from vmconsole.engine.embedded.store import Store
+from vmconsole.engine.embedded.database import Database, database_file, database_url
+from vmconsole.engine.embedded.https import load_server_certificate
+from vmconsole.engine.embedded.listen import https_endpoint, serves_https, unix_address
+from vmconsole.engine.embedded.upgrade import newest_version, version
 from vmconsole.errors import VMConsoleError
-from vmconsole.pki import issued_by
+from vmconsole.pki import alternative_names, issued_by
 
 
 class Finding(NamedTuple):
@@ -38,7 +39,7 @@ def check_engine(config: Config, now: datetime) -> Iterator[Finding]:
         if config.engine.url:
             yield from _check_remote(config, now)
         else:
-            _check_embedded(config)
+            yield from _check_embedded(config, now)
     except VMConsoleError as error:
         yield Finding(str(error))
 
@@ -69,16 +70,71 @@ def _check_remote(config: Config, now: datetime) -> Iterator[Finding]:
         )
 
 
-def _check_embedded(config: Config) -> None:
+def _check_embedded(config: Config, now: datetime) -> Iterator[Finding]:
+    settings = config.engine.embedded
     unix_address(config)
-    if config.engine.embedded.ticket_ca:
-        load_authorities("engine.embedded.ticket_ca", config.path(config.engine.embedded.ticket_ca))
-    url = database_url(config)
+    if serves_https(config):
+        https_endpoint(None, config)
+        yield from _check_server(config, now)
+    elif settings.certificate:
+        yield Finding(
+            f"engine.embedded.listen = {settings.listen!r}: engine.embedded.certificate is not "
+            "used, which is for HTTPS: listen on tcp:8443, say.",
+            fatal=False,
+        )
+    if settings.ticket_ca:
+        path = config.path(settings.ticket_ca)
+        authorities = load_authorities("engine.embedded.ticket_ca", path)
+        for expiry in expiries("engine.embedded.ticket_ca", path, authorities, now):
+            yield Finding(expiry.text, fatal=False)
+    yield from _check_database(database_url(config))
+
+
+def _check_server(config: Config, now: datetime) -> Iterator[Finding]:
+    path = config.path(config.engine.embedded.certificate)
+    chain = load_server_certificate(config).chain
+    for expiry in expiries("engine.embedded.certificate", path, chain, now):
+        yield Finding(expiry.text, fatal=expiry.expired)
+    if now < chain[0].not_valid_before_utc:
+        yield Finding(
+            f"engine.embedded.certificate ({path}) is valid only from "
+            f"{chain[0].not_valid_before_utc} on."
+        )
+    try:
+        names = alternative_names(chain[0])
+    except ValueError:
+        names = []
+    if not names:
+        yield Finding(
+            f"engine.embedded.certificate ({path}) has no subjectAltName, by which clients know "
+            "the engine: have one issued with the names that stand in their engine.url.",
+            fatal=False,
+        )
+    key = config.path(config.engine.embedded.key)
+    if stat.S_IMODE(key.stat().st_mode) & 0o007:
+        yield Finding(
+            f"engine.embedded.key ({key}) can be read by others: chmod o-rwx it.", fatal=False
+        )
+
+
+def _check_database(url: str) -> Iterator[Finding]:
     file = database_file(url)
-    if file is None or (os.access(file, os.R_OK) and file.stat().st_size):
-        store = Store(url)
-        store.open()
-        store.close()
+    if file is not None and not os.path.exists(file):
+        # It is made at the first start.
+        return
+    database = Database(url)
+    try:
+        database.check()
+        with database.reading() as connection:
+            found = version(connection, "of engine.embedded.database")
+    finally:
+        database.close()
+    if found and found != newest_version():
+        yield Finding(
+            f"The database has version {found}: the next start upgrades it to "
+            f"{newest_version()}, and then an older vmconsole does not open it any more.",
+            fatal=False,
+        )
 
 
 def _check_state_directory(directory: Path) -> Iterator[Finding]:

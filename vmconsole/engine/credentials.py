@@ -22,6 +22,9 @@ _EXPIRES_SOON = timedelta(days=30)
 _CURES = {
     "engine.certificate": "Have the engine's CA issue a new one, and put it into this file",
     "engine.ca": "Put the engine's new CA certificate into this file",
+    "engine.embedded.certificate": "Put a new one into this file, and its key into "
+    "engine.embedded.key",
+    "engine.embedded.ticket_ca": "Put the CA's new certificate into this file",
     "hosts.pki": "Put a new one into this file",
 }
 
@@ -38,7 +41,7 @@ def load_ticket_identity(config: Config) -> pki.Identity:
     certificate = config.path(config.engine.certificate)
     key = config.path(config.engine.key)
     for setting, path in (("engine.certificate", certificate), ("engine.key", key)):
-        _read(setting, path)
+        read_file(setting, path)
     try:
         identity = pki.Identity.load(certificate, key)
         pair = identity.is_pair()
@@ -63,7 +66,7 @@ def load_engine_authorities(config: Config) -> Sequence[x509.Certificate]:
 
 def load_authorities(setting: str, path: Path) -> Sequence[x509.Certificate]:
     """The certificates in a PEM file, one at least. Raises ConfigError, which names ``setting``."""
-    content = _read(setting, path)
+    content = read_file(setting, path)
     try:
         certificates = x509.load_pem_x509_certificates(content)
     except ValueError as error:
@@ -115,7 +118,8 @@ def ticket_certificate_problems(certificate: x509.Certificate, now: datetime) ->
     return problems
 
 
-def _read(setting: str, path: Path) -> bytes:
+def read_file(setting: str, path: Path) -> bytes:
+    """What is in it. Raises ConfigError, which names ``setting``."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,108 +1,216 @@
-"""The two answers of the embedded engine, as JSON."""
+"""The two answers of the embedded engine, as JSON: made once for each change, and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
 
-from vmconsole.engine.embedded.inventory import Inventory, matches
-from vmconsole.engine.embedded.store import GrantRecord, KeyRecord, Snapshot, Store
+from vmconsole.engine.embedded.console_index import ConsoleIndex, Entry
+from vmconsole.engine.embedded.inventory import Inventory
+from vmconsole.engine.embedded.records import Access, KeyRecord
+from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.keyline import KeyLine
+from vmconsole.engine.slices import in_slices
 from vmconsole.errors import VMConsoleError
-from vmconsole.interfaces import Domain
+from vmconsole.interfaces import Role
+from vmconsole.threads import InThread
 
 # The part of an oVirt user's name after the @, which other proxies expect.
 _DOMAIN = "internal"
+_SIMPLE_TYPE = re.compile("[A-Za-z0-9-]+")
+# Consoles in one piece of a reply.
+_PART = 250
+# Bytes of console lists that are kept.
+_KEPT = 64 * 1024 * 1024
 
 
 class UnknownUser(VMConsoleError):
     """Nobody has this id."""
 
 
-class _Book(msgspec.Struct, frozen=True):
-    """A snapshot, with the answer that is made once for each."""
+class Features(NamedTuple):
+    """What a client understands beyond the protocol; see docs/engine-protocol.md."""
 
-    snapshot: Snapshot
-    key_list: bytes
+    role: bool = False
+    key_options: bool = False
+    console_problem: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Features:
+        """Of the names in ``text``, separated by commas, those that are known."""
+        names = {name.strip() for name in text.split(",")}
+        return cls(*(name in names for name in cls._fields))
+
+
+Reply = Sequence[bytes]
+"""The body of an answer, in pieces."""
+
+
+class _Keys(NamedTuple):
+    revision: int
+    full: Reply
+    plain: Reply
+
+
+class _Consoles(NamedTuple):
+    access: Access
+    version: int
+    reply: Reply
 
 
 class Answers:
     """Made of the store, as it is at each question, and of the inventory.
 
-    ``in_thread`` runs a function in a thread; what it is given waits for the database.
+    ``in_thread`` runs a function in a thread; what it is given waits for the database. Long
+    answers are made there, or a millisecond at a time.
     """
 
     def __init__(
-        self,
-        store: Store,
-        inventory: Inventory,
-        in_thread: Callable[[Callable[[], _Book]], Deferred[_Book]],
+        self, store: Store, inventory: Inventory, in_thread: InThread, clock: IReactorTime
     ) -> None:
         self._store = store
-        self._inventory = inventory
+        self._index = ConsoleIndex(inventory)
         self._in_thread = in_thread
-        self._book: _Book | None = None
+        self._clock = clock
+        self._keys: _Keys | None = None
+        self._one_reader = DeferredLock()
+        self._one_maker = DeferredLock()
+        # What was used last stands last.
+        self._consoles: dict[tuple[str, Features], _Consoles] = {}
+        self._kept = 0
 
-    async def snapshot(self) -> Snapshot:
-        """What the store holds now. Raises StoreError."""
-        return (await self._current()).snapshot
+    async def key_list(self, features: Features) -> Reply:
+        """The reply to ``public_keys``. Raises StoreError.
 
-    async def key_list(self) -> bytes:
-        """The reply to ``public_keys``. Raises StoreError."""
-        return (await self._current()).key_list
+        To a client that does not know of options, and of keys in hardware, keys with options and
+        of such types are not there: it would let them in from anywhere, or refuse everybody.
+        """
+        # After one another: who comes while a new list is made gets that one.
+        keys = await self._one_reader.run(self._current_keys)
+        return keys.full if features.key_options else keys.plain
 
-    async def console_list(self, user_id: str) -> bytes:
-        """The reply to ``available_consoles``. Raises UnknownUser, StoreError."""
-        snapshot = await self.snapshot()
-        if user_id not in snapshot.user_ids:
+    async def console_list(self, user_id: str, features: Features) -> Reply:
+        """The reply to ``available_consoles``. Raises UnknownUser, StoreError.
+
+        To a client that does not know of roles, VMs that the user may only watch are not there.
+        """
+        kept = self._consoles.get((user_id, features))
+        known = kept.access if kept else None
+        access = await self._in_thread(lambda: self._store.access(user_id, known))
+        if access is None:
             raise UnknownUser("There is no user with this id.")
-        mine = snapshot.grants.get(user_id, ())
-        consoles = [
-            {
-                "vmid": placement.domain.id,
-                "vmname": placement.domain.name,
-                "host": placement.host,
-                "console": "default",
-            }
-            for placement in self._inventory.placements()
-            if _may_operate(mine, placement.domain)
-        ]
-        return console_list(consoles)
+        reply = self._find((user_id, features), access)
+        if reply is not None:
+            return reply
+        # After one another: each takes a millisecond of every turn of the reactor.
+        return await self._one_maker.run(self._find_or_make, (user_id, features), access)
 
-    async def _current(self) -> _Book:
-        known = self._book
-        book = await self._in_thread(lambda: self._read(known))
-        # Two questions may overtake each other.
-        if self._book is None or book.snapshot.revision > self._book.snapshot.revision:
-            self._book = book
-        return book
+    async def _find_or_make(self, key: tuple[str, Features], access: Access) -> Reply:
+        reply = self._find(key, access)
+        if reply is None:
+            version = self._index.version
+            reply = await self._make_console_list(access, key[1])
+            self._keep(key, _Consoles(access, version, reply))
+        return reply
 
-    def _read(self, known: _Book | None) -> _Book:
-        snapshot = self._store.snapshot(known.snapshot if known else None)
-        if known is not None and snapshot is known.snapshot:
+    def _find(self, key: tuple[str, Features], access: Access) -> Reply | None:
+        """The reply that is kept, if it still is the right one."""
+        kept = self._consoles.get(key)
+        if kept is None or kept.version != self._index.version or kept.access.rules != access.rules:
+            return None
+        if access.revision >= kept.access.revision:
+            kept = _Consoles(access, kept.version, kept.reply)
+        self._keep(key, kept)
+        return kept.reply
+
+    async def _current_keys(self) -> _Keys:
+        known = self._keys
+        keys = self._keys = await self._in_thread(lambda: self._read_keys(known))
+        return keys
+
+    def _read_keys(self, known: _Keys | None) -> _Keys:
+        """In a thread."""
+        full: list[bytes] = []
+        plain: list[bytes] = []
+
+        def take(keys: Sequence[KeyRecord]) -> None:
+            everything = _encode_keys(keys)
+            simple = [key for key in keys if _is_simple(key)]
+            full.append(everything)
+            # Mostly the same, and then the same bytes.
+            plain.append(everything if len(simple) == len(keys) else _encode_keys(simple))
+
+        revision = self._store.read_keys(known.revision if known else None, take)
+        if known is not None and revision == known.revision:
             return known
-        return _Book(snapshot, _key_list(snapshot.keys))
+        return _Keys(revision, _reply("key_list", "keys", full), _reply("key_list", "keys", plain))
+
+    async def _make_console_list(self, access: Access, features: Features) -> Reply:
+        roles: dict[str, Role] = {}
+        await in_slices(self._index.roles(access.rules, roles), self._clock)
+        found: list[tuple[Role, Entry]] = []
+        await in_slices(self._index.entries(roles, found), self._clock)
+        return console_list(
+            [
+                entry.json(viewer=role == "viewer", problem=features.console_problem)
+                for role, entry in found
+                if features.role or role == "operator"
+            ]
+        )
+
+    def _keep(self, key: tuple[str, Features], consoles: _Consoles) -> None:
+        self._drop(key)
+        self._consoles[key] = consoles
+        self._kept += _size(consoles.reply)
+        while self._kept > _KEPT:
+            self._drop(next(iter(self._consoles)))
+
+    def _drop(self, key: tuple[str, Features]) -> None:
+        before = self._consoles.pop(key, None)
+        if before is not None:
+            self._kept -= _size(before.reply)
 
 
-def console_list(consoles: Sequence[dict[str, str]]) -> bytes:
+def console_list(entries: Sequence[bytes]) -> Reply:
     """The reply with these consoles."""
-    return msgspec.json.encode({"version": "1", "content": "console_list", "consoles": consoles})
+    starts = range(0, len(entries), _PART)
+    parts = [b",".join(entries[start : start + _PART]) for start in starts]
+    return _reply("console_list", "consoles", parts)
 
 
-def _key_list(keys: Sequence[KeyRecord]) -> bytes:
-    entries = [
-        {
-            "entityid": key.user_id,
-            "entity": f"{key.user}@{_DOMAIN}",
-            "key": str(KeyLine(key.type, key.blob, key.comment)),
-        }
-        for key in keys
-    ]
-    return msgspec.json.encode({"version": "1", "content": "key_list", "keys": entries})
+def _reply(content: str, name: str, parts: Sequence[bytes]) -> Reply:
+    """A reply with one list, of which each part has some entries, or none."""
+    pieces = [b'{"version":"1","content":"%b","%b":[' % (content.encode(), name.encode())]
+    for part in filter(None, parts):
+        if len(pieces) > 1:
+            pieces.append(b",")
+        pieces.append(part)
+    pieces.append(b"]}")
+    return tuple(pieces)
 
 
-def _may_operate(grants: Sequence[GrantRecord], domain: Domain) -> bool:
-    # Who may only watch gets nothing here: a client that knows no roles would let them type.
-    return any(grant.role == "operator" and matches(grant.pattern, domain) for grant in grants)
+def _size(reply: Reply) -> int:
+    return sum(map(len, reply))
+
+
+def _is_simple(key: KeyRecord) -> bool:
+    # Some clients refuse a whole list for a type with another character than these.
+    return not key.options and _SIMPLE_TYPE.fullmatch(key.type) is not None
+
+
+def _encode_keys(keys: Sequence[KeyRecord]) -> bytes:
+    return msgspec.json.encode([_key_entry(key) for key in keys])[1:-1]
+
+
+def _key_entry(key: KeyRecord) -> dict[str, str]:
+    entry = {
+        "entityid": key.user_id,
+        "entity": f"{key.user}@{_DOMAIN}",
+        "key": str(KeyLine(key.type, key.blob, key.comment)),
+    }
+    return {**entry, "options": key.options} if key.options else entry

@@ -1,4 +1,4 @@
-"""The tables, and transactions on them whose failures are StoreErrors."""
+"""Transactions on the embedded engine's database, whose failures are StoreErrors."""
 
 from __future__ import annotations
 
@@ -9,74 +9,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
+from typing import Literal
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    ForeignKey,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    insert,
-    inspect,
-    select,
-    update,
-)
+from sqlalchemy import URL, Connection, create_engine, event, select, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from vmconsole.config import Config
-from vmconsole.errors import ConfigError, StoreError
+from vmconsole.engine.embedded.schema import meta
+from vmconsole.engine.embedded.upgrade import check_version, newest_version, upgrade, version
+from vmconsole.errors import ConfigError, StoreError, StoreUnavailable
+from vmconsole.text import printable
 
-SCHEMA_VERSION = 1
+Part = Literal["keys", "access", "hosts"]
+
 _BUSY_SECONDS = 10
 _RETRY_SECONDS = 0.01
-
-metadata = MetaData()
-meta = Table(
-    "meta",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("schema_version", Integer, nullable=False),
-    Column("revision", BigInteger, nullable=False),
+_LONGEST = 300
+_PASSWORDS = ("password", "sslpassword", "passwd")
+# What becomes better by itself, or by somebody's hand, while we run.
+_SQLITE_TROUBLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+    }
 )
-users = Table(
-    "users",
-    metadata,
-    Column("id", String(36), primary_key=True),
-    Column("name", String(64), nullable=False, unique=True),
-    Column("created", BigInteger, nullable=False),
-)
-keys = Table(
-    "keys",
-    metadata,
-    Column("fingerprint", String(64), primary_key=True),
-    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE"), nullable=False, index=True),
-    Column("type", String(64), nullable=False),
-    Column("blob", LargeBinary, nullable=False),
-    Column("comment", Text, nullable=False),
-    Column("created", BigInteger, nullable=False),
-)
-hosts = Table(
-    "hosts",
-    metadata,
-    Column("name", String(253), primary_key=True),
-    Column("uri", String(1024), nullable=False),
-)
-grants = Table(
-    "grants",
-    metadata,
-    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE"), primary_key=True),
-    Column("pattern", String(255), primary_key=True),
-    Column("role", String(16), nullable=False),
-    Column("created", BigInteger, nullable=False),
-)
+# libpq's, so that a server that is gone, or silent, is noticed soon; milliseconds are said.
+_POSTGRESQL = {
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+    "application_name": "vmconsole",
+    "options": "-c lock_timeout=10s -c statement_timeout=60s "
+    "-c idle_in_transaction_session_timeout=60s",
+}
 
 
 def database_url(config: Config) -> str:
@@ -86,14 +66,22 @@ def database_url(config: Config) -> str:
     """
     try:
         url = make_url(config.engine.embedded.database)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
+        # A port that is no number is the ValueError.
         raise ConfigError(
             "engine.embedded.database is no URL such as sqlite:///engine.db."
         ) from error
-    if url.get_backend_name() == "sqlite":
+    if url.drivername == "sqlite":
         if not url.database or url.database == ":memory:":
             raise ConfigError("engine.embedded.database names no file: sqlite:///engine.db does.")
         url = url.set(database=str(config.path(url.database)))
+    elif url.drivername in ("postgresql", "postgresql+psycopg"):
+        url = url.set(drivername="postgresql+psycopg")
+    else:
+        raise ConfigError(
+            f"engine.embedded.database = {_shown(url)}: sqlite:///FILE or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE is needed."
+        )
     return url.render_as_string(hide_password=False)
 
 
@@ -106,35 +94,57 @@ def database_file(url: str) -> Path | None:
 class Database:
     """Transactions on the database at ``url``. All methods wait, and raise StoreError.
 
-    The constructor opens nothing, and raises ConfigError.
+    Of these StoreUnavailable is for what a later try may find better. The constructor opens
+    nothing, and raises ConfigError.
     """
 
     def __init__(self, url: str) -> None:
-        self._name = make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
+        self._name = _shown(parsed)
         self._file = database_file(url)
+        self._is_ours = False
         try:
-            self._engine = create_engine(url)
-        except (ImportError, SQLAlchemyError) as error:
+            if self._file is not None:
+                self._engine = create_engine(parsed)
+            else:
+                # A server that was restarted costs nobody an error.
+                self._engine = create_engine(
+                    parsed, connect_args=_missing(parsed), pool_pre_ping=True
+                )
+        except ImportError as error:
+            raise ConfigError(
+                f"The database {self._name} needs a package that is missing: "
+                "pip install 'vmconsole[postgresql]'."
+            ) from error
+        except SQLAlchemyError as error:
             raise ConfigError(f"The database {self._name} cannot be used: {error}.") from error
         if self._file is not None:
-            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "connect", self._prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 
-    def open(self) -> None:
-        """Make the file and the tables where there are none."""
+    def open(self) -> str:
+        """Make the tables where there are none, and bring older ones to the newest version.
+
+        The result says what was done; empty: nothing had to be. StoreError: they are newer.
+        """
         if self._file is not None:
             _make_private(self._file)
         with self.reading() as connection:
-            if inspect(connection).has_table(meta.name):
-                self._check_version(connection)
-                return
+            found = version(connection, self._name)
+            check_version(found, self._name)
+        self._is_ours = True
+        self._engine.dispose()
+        if found == newest_version():
+            return ""
         with self._transaction(write=True) as connection:
-            # Another process may have been faster.
-            metadata.create_all(connection)
-            if connection.execute(select(meta.c.id)).first() is None:
-                connection.execute(
-                    insert(meta).values(id=1, schema_version=SCHEMA_VERSION, revision=0)
-                )
+            return upgrade(connection, self._name, self._file)
+
+    def check(self) -> None:
+        """Raise what ``open`` would, as far as it shows without changing anything."""
+        if self._file is not None and not self._file.exists():
+            return
+        with self.reading() as connection:
+            check_version(version(connection, self._name), self._name)
 
     def close(self) -> None:
         """Close the connections."""
@@ -147,38 +157,77 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction, one at a time, that bumps the revision; rolled back on any error."""
+    def writing(self, *parts: Part) -> Iterator[Connection]:
+        """A transaction, one at a time, that bumps the revisions of what it changes.
+
+        It is rolled back on any error.
+        """
         with self._transaction(write=True) as connection:
             # First, so that on PostgreSQL writers wait for each other here.
-            connection.execute(update(meta).values(revision=meta.c.revision + 1))
+            columns = (meta.c.revision, *(meta.c[f"{part}_revision"] for part in parts))
+            connection.execute(update(meta).values({each: each + 1 for each in columns}))
             yield connection
 
-    def revision(self, connection: Connection) -> int:
-        """Counts the transactions that wrote."""
-        return int(connection.execute(select(meta.c.revision)).scalar_one())
+    def revision(self, connection: Connection, part: Part | None = None) -> int:
+        """Grows with each transaction that changed something of ``part``; None: anything."""
+        column = meta.c[f"{part}_revision"] if part else meta.c.revision
+        return int(connection.execute(select(column)).scalar_one())
 
     @contextmanager
     def _transaction(self, write: bool) -> Iterator[Connection]:
         try:
-            with (
-                self._engine.connect() as plain,
-                plain.execution_options(vmconsole_write=write) as connection,
-                connection.begin(),
-            ):
-                yield connection
+            with self._engine.connect() as plain:
+                if self._file is not None:
+                    plain = plain.execution_options(vmconsole_write=write)
+                else:
+                    # Writers wait for each other and go by what they see then.
+                    level = "READ COMMITTED" if write else "REPEATABLE READ"
+                    plain = plain.execution_options(isolation_level=level)
+                with plain.begin():
+                    yield plain
         except DBAPIError as error:
-            raise StoreError(f"The database {self._name} failed: {error.orig}.") from error
+            text = f"The database {self._name} failed: {_one_line(error.orig)}."
+            raise (StoreUnavailable if _may_recover(error) else StoreError)(text) from error
         except SQLAlchemyError as error:
-            raise StoreError(f"The database {self._name} failed: {error}.") from error
+            # A pool without a free connection is one: all of them hang.
+            text = f"The database {self._name} failed: {_one_line(error)}."
+            raise StoreUnavailable(text) from error
 
-    def _check_version(self, connection: Connection) -> None:
-        version = connection.execute(select(meta.c.schema_version)).scalar_one()
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"The database {self._name} has schema version {version}, and this vmconsole "
-                f"knows {SCHEMA_VERSION}: it was made by another version of vmconsole."
-            )
+    def _prepare_sqlite(self, connection: SQLiteConnection, _: object) -> None:
+        for pragma in (
+            f"busy_timeout = {_BUSY_SECONDS * 1000}",
+            # A confirmed write survives a power cut.
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            _execute(connection, f"PRAGMA {pragma}")
+        if self._is_ours:
+            # This writes into the file.
+            _execute(connection, "PRAGMA journal_mode = WAL")
+
+
+def _missing(url: URL) -> dict[str, str]:
+    """The settings that the URL does not have itself."""
+    return {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
+
+
+def _may_recover(error: DBAPIError) -> bool:
+    original = error.orig
+    if isinstance(original, sqlite3.Error):
+        code = getattr(original, "sqlite_errorcode", 0)
+        return code & 0xFF in _SQLITE_TROUBLE
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def _one_line(error: object) -> str:
+    # libpq's have several lines, with hints behind the first.
+    lines = "; ".join(line.strip() for line in str(error).splitlines())
+    return printable(lines, _LONGEST).rstrip(".; ")
+
+
+def _shown(url: URL) -> str:
+    """Without passwords, which may be among the settings, too."""
+    return url.difference_update_query(_PASSWORDS).render_as_string(hide_password=True)
 
 
 def _make_private(file: Path) -> None:
@@ -193,17 +242,6 @@ def _make_private(file: Path) -> None:
                 os.chown(file, owner.st_uid, owner.st_gid)
     except OSError as error:
         raise StoreError(f"The database {file} cannot be made: {error.strerror}.") from error
-
-
-def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
-    for pragma in (
-        f"busy_timeout = {_BUSY_SECONDS * 1000}",
-        "journal_mode = WAL",
-        # A confirmed write survives a power cut.
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        _execute(connection, f"PRAGMA {pragma}")
 
 
 def _execute(connection: SQLiteConnection, statement: str) -> None:

@@ -7,20 +7,22 @@ from uuid import UUID
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.logger import Logger
-from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request, Site
+from twisted.web.server import NOT_DONE_YET, Request
+from zope.interface import implementer
 
-from vmconsole.engine.embedded.answers import Answers, console_list
+from vmconsole.engine.embedded.answers import Answers, Features, Reply, console_list
+from vmconsole.engine.embedded.connections import LimitedSite
 from vmconsole.engine.ticket import MAX_TICKET_BYTES, TicketRefused, TicketVerifier
-from vmconsole.errors import VMConsoleError
+from vmconsole.errors import EngineUnreachable, StoreUnavailable, VMConsoleError
 from vmconsole.text import printable
 
-_IDLE_SECONDS = 30
 # One byte more than is taken, so that too much is seen without being kept.
 _KEPT_BYTES = MAX_TICKET_BYTES + 1
+# Questions that may wait for the database: when it hangs, their clients have long gone.
+_ASKING = 256
 
 
 class _CommandRefused(VMConsoleError):
@@ -38,6 +40,7 @@ class ConsoleProxyServlet(Resource):
         self._answers = answers
         self._verifier = verifier
         self._clock = clock
+        self._asking = 0
 
     def render(self, request: Request) -> bytes | int:
         """POST only; every refusal has an empty body."""
@@ -51,61 +54,104 @@ class ConsoleProxyServlet(Resource):
         body = request.content.read(_KEPT_BYTES)
         answer = Deferred.fromCoroutine(self._answer(body))
 
-        def reply(status_and_body: tuple[int, bytes]) -> None:
-            status, content = status_and_body
+        def reply(status_and_body: tuple[int, Reply]) -> None:
+            status, pieces = status_and_body
             if gone:
                 return
             request.setResponseCode(status)
-            if content:
+            if pieces:
                 request.setHeader(b"Content-Type", b"application/json")
-            request.setHeader(b"Content-Length", b"%d" % len(content))
-            request.write(content)
-            request.finish()
+            request.setHeader(b"Content-Length", b"%d" % sum(map(len, pieces)))
+            _Reply(request, pieces).start()
 
         answer.addCallback(reply)
         answer.addErrback(lambda failure: self._log.failure("While replying", failure))
         return NOT_DONE_YET
 
-    async def _answer(self, body: bytes) -> tuple[int, bytes]:
+    async def _answer(self, body: bytes) -> tuple[int, Reply]:
         now = datetime.fromtimestamp(self._clock.seconds(), UTC)
         try:
-            return 200, await self._obey(self._verifier.verify(body, now))
+            command = self._verifier.verify(body, now)
+            if self._asking >= _ASKING:
+                raise StoreUnavailable("Too many questions wait for the database.")
+            self._asking += 1
+            try:
+                return 200, await self._obey(command)
+            finally:
+                self._asking -= 1
         except TicketRefused as error:
             self._log.warn("Refused a ticket: {reason}", reason=str(error))
-            return 403, b""
+            return 403, ()
+        except (StoreUnavailable, EngineUnreachable) as error:
+            # No answer, so that clients go by what they know for a while.
+            self._log.warn("There is no answer now: {reason}", reason=str(error))
+            return 503, ()
         except VMConsoleError as error:
             self._log.warn("Failed on a request: {reason}", reason=str(error))
-            return 500, b""
+            return 500, ()
         except Exception:
             self._log.failure("Failed on a request")
-            return 500, b""
+            return 500, ()
 
-    async def _obey(self, text: str) -> bytes:
+    async def _obey(self, text: str) -> Reply:
         command = _decode(text)
         if command.get("version") != "1":
             raise _CommandRefused("The command's version is not 1.")
+        features = Features.parse(command.get("features", ""))
         if command.get("command") == "public_keys":
-            return await self._answers.key_list()
+            return await self._answers.key_list(features)
         if command.get("command") == "available_consoles":
             try:
                 user_id = str(UUID(command.get("user_id", "")))
             except ValueError:
                 return console_list([])
-            return await self._answers.console_list(user_id)
+            return await self._answers.console_list(user_id, features)
         raise _CommandRefused(f"Unknown command {printable(command.get('command', ''), 40)}.")
 
 
-def make_site(servlet: ConsoleProxyServlet, reactor: IReactorTime) -> Site:
-    """The servlet where clients look for it: below ``/``, and below ``/ovirt-engine/``."""
+@implementer(IPushProducer)
+class _Reply:
+    """A body in pieces, at the pace at which the client takes them."""
+
+    def __init__(self, request: Request, pieces: Reply) -> None:
+        self._request = request
+        self._pieces = iter(pieces)
+        self._paused = False
+
+    def start(self) -> None:
+        self._request.registerProducer(self, True)
+        self.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        for piece in self._pieces:
+            self._request.write(piece)
+            if self._paused:
+                return
+        self._request.unregisterProducer()
+        self._request.finish()
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def stopProducing(self) -> None:
+        self._paused = True
+
+
+def make_site(
+    servlet: ConsoleProxyServlet, reactor: IReactorTime, most: int | None = None
+) -> LimitedSite:
+    """The servlet where clients look for it: below ``/``, and below ``/ovirt-engine/``.
+
+    At most so many connections are open at a time; None: any number.
+    """
     root, engine = _Folder(), _Folder()
     for parent in (root, engine):
         services = _Folder()
         services.putChild(b"vmconsole-proxy", servlet)
         parent.putChild(b"services", services)
     root.putChild(b"ovirt-engine", engine)
-    site = _QuietSite(root, requestFactory=_Request, timeout=_IDLE_SECONDS, reactor=reactor)
-    site.displayTracebacks = False
-    return site
+    return LimitedSite(root, _Request, reactor, most)
 
 
 class _Folder(Resource):
@@ -119,21 +165,12 @@ class _Folder(Resource):
         return b""
 
 
-class _QuietSite(Site):
-    noisy = False
-
-    def startFactory(self) -> None:
-        """Without an access log, no timer for its dates."""
-
-    def stopFactory(self) -> None:
-        """Nothing was started."""
-
-    def log(self, request: HTTPRequest) -> None:
-        """No access log: the proxy's own audit says who did what."""
-
-
 class _Request(Request):
-    """Keeps no more of a body than a ticket may have."""
+    """Keeps no more of a body than a ticket may have, and does not say what serves it."""
+
+    def render(self, resource: Resource) -> None:
+        self.responseHeaders.removeHeader(b"server")
+        super().render(resource)
 
     def handleContentChunk(self, data: bytes) -> None:
         assert self.content is not None

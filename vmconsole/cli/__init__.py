@@ -1,0 +1,5 @@
+"""The ``vmconsole`` command: what an administrator says to the embedded engine, and ``check``."""
+
+from vmconsole.cli.command import main
+
+__all__ = ["main"]
