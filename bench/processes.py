@@ -31,7 +31,8 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def _own_cpu(pid: int) -> float:
+def own_cpu(pid: int) -> float:
+    """CPU seconds (user and system) of a process alone: exact, and soon told."""
     # The clock id of another process, as clock_getcpuclockid(3) makes it: nanoseconds, where
     # /proc/PID/stat has ticks of 10 ms.
     return time.clock_gettime((~pid << 3) | 2)
@@ -50,7 +51,7 @@ def cpu(root: int) -> float:
     used = 0.0
     for pid in tree(root):
         with suppress(OSError):
-            used += _own_cpu(pid) + _reaped_cpu(pid)
+            used += own_cpu(pid) + _reaped_cpu(pid)
     return used
 
 

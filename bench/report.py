@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import client
-from bench.row import Result
+from bench.row import Part, Result
 from bench.setting import Setting
 from bench.stats import Measurement, ratio, words
 
@@ -31,21 +31,23 @@ def heading(machine: Mapping[str, str], setting: Setting) -> str:
 
 def table(name: str, rounds: int, result: Result, setting: Setting) -> str:
     """What a row found."""
-    labels = (setting.ours.label, setting.alternative.label, "ratio")
-    title = f"# {name}, {rounds} rounds"
     lines = [""]
     if result.configuration:
         lines += [*result.configuration.rstrip().splitlines(), ""]
-    lines += [title + "".join(f"{label:>{_VALUE}}" for label in labels).rjust(_width(title))]
-    for measurement in result.measurements:
-        lines += ["", *_lines(measurement)]
-    lines += [""]
-    lines += [f"- {note}" for note in result.notes]
+    labels = (setting.ours.label, setting.alternative.label)
+    lines += _table(f"# {name}, {rounds} rounds", labels, result)
+    for part in result.parts:
+        labels = (setting.ours.label, part.alternative)
+        lines += ["", *_table(f"# {name}: {part.name}, {rounds} rounds", labels, part)]
     return "\n".join(lines) + "\n"
 
 
-def _width(title: str) -> int:
-    return _NAME + 3 * _VALUE - len(title)
+def _table(title: str, labels: Sequence[str], found: Result | Part) -> list[str]:
+    head = "".join(f"{label:>{_VALUE}}" for label in (*labels, "ratio"))
+    lines = [title + head.rjust(_NAME + 3 * _VALUE - len(title))]
+    for measurement in found.measurements:
+        lines += ["", *_lines(measurement)]
+    return [*lines, "", *(f"- {note}" for note in found.notes)]
 
 
 def _lines(measurement: Measurement) -> list[str]:
@@ -78,6 +80,15 @@ def as_json(
                 "measurements": [_measurement(each) for each in result.measurements],
                 "notes": list(result.notes),
                 "configuration": result.configuration,
+                "parts": [
+                    {
+                        "name": part.name,
+                        "alternative": part.alternative,
+                        "measurements": [_measurement(each) for each in part.measurements],
+                        "notes": list(part.notes),
+                    }
+                    for part in result.parts
+                ],
             }
             for name, result in results.items()
         },

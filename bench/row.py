@@ -10,6 +10,17 @@ from bench.stats import Measurement
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a row found beside another alternative than sshd and virsh: a table of its own."""
+
+    name: str
+    alternative: str
+    """What it is called above the column."""
+    measurements: Sequence[Measurement]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """What a row found. Notes say what was not comparable, or what to make of it.
 
@@ -19,6 +30,7 @@ class Result:
     measurements: Sequence[Measurement]
     notes: Sequence[str] = ()
     configuration: str = ""
+    parts: Sequence[Part] = ()
 
 
 @dataclass(frozen=True)

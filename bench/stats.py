@@ -12,11 +12,12 @@ _PERCENTILES = {90: 10, 99: 100}
 # Ratios this near to 1 are called the same.
 _SAME = 1.05
 
-Quantity = Literal["time", "CPU", "memory", "lines"]
+Quantity = Literal["time", "CPU", "memory", "lines", "hold"]
 _WORDS: dict[Quantity, tuple[str, str]] = {
     "time": ("ours is {}x faster", "ours is {}x slower"),
     "CPU": ("ours takes {}x less CPU", "ours takes {}x more CPU"),
     "memory": ("ours takes {}x less memory", "ours takes {}x more memory"),
+    "hold": ("ours holds it {}x shorter", "ours holds it {}x longer"),
     "lines": ("ours loses {}x fewer", "ours loses {}x more"),
 }
 

@@ -1,4 +1,6 @@
-"""engine: what a site's size costs: many keys, many VMs, and an engine that has to be asked."""
+"""engine: what a site's size costs: many keys, many VMs, and an engine that has to be asked.
+
+How our own engine answers is measured by itself: see engine_server."""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from bench.client import Client
 from bench.engine import KEYS, Engine
 from bench.errors import BenchError
 from bench.row import Result, Row
+from bench.rows import engine_server
 from bench.setting import Setting
 from bench.side import Side
 from bench.site import Site
@@ -137,6 +140,7 @@ def run(setting: Setting, rounds: int) -> Result:
         [*found.times, *found.cpu, *found.memory],
         [*_NOTES, *found.notes],
         found.configuration,
+        [engine_server.run(setting.directory / "embedded", rounds)],
     )
 
 
@@ -259,4 +263,6 @@ _NOTES = (
     "The alternative has nothing to fetch: its samples are the same in both.",
 )
 
-ROW = Row("engine", "logins, menus and memory with many keys and many VMs", 12, run)
+ROW = Row(
+    "engine", "many keys and many VMs: logins, menus, memory, and our engine as a server", 12, run
+)
