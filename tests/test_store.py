@@ -179,7 +179,7 @@ class ChangeTests(StoreTestCase):
             (lambda: store.remove_group("ops"), "access", "group.remove", "@ops"),
             (
                 lambda: store.remove_key(store.keys()[0].fingerprint),
-                *("keys", "key.remove", "FINGERPRINT"),
+                *("keys", "key.remove", "alice FINGERPRINT"),
             ),
             (lambda: store.remove_user("alice"), "access keys", "user.remove", "alice"),
         )

@@ -123,8 +123,8 @@ class Model:
     def remove_key(self, number: int) -> None:
         """As the store."""
         self.need(number in self.keys)
-        del self.keys[number]
-        self.changed("keys", "key.remove", _fingerprint(number))
+        user, _ = self.keys.pop(number)
+        self.changed("keys", "key.remove", f"{user} {_fingerprint(number)}")
 
     def add_host(self, name: str, uri: str) -> None:
         """As the store."""

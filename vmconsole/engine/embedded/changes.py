@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from vmconsole.audit import Audit
 from vmconsole.engine.embedded.records import ChangeRecord, HostRecord, Revisions
 from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.embedded.watch import HostWatch
-from vmconsole.errors import StoreError
+from vmconsole.errors import EngineUnreachable, StoreError
 from vmconsole.threads import InThread
 
 # Changes that are logged after one look.
@@ -40,23 +41,32 @@ class ChangeWatch:
         self._trouble = ""
 
     async def look(self) -> None:
-        """See what is new. A database that fails is told of once, and the next look goes on."""
+        """See what is new. What fails is told of once, and the next look goes on."""
+        trouble = ""
         try:
-            news = await self._in_thread(self._read)
-        except StoreError as error:
-            if str(error) != self._trouble:
-                self._log.error("The embedded engine: {reason}", reason=str(error))
-            self._trouble = str(error)
-            return
-        if self._trouble:
+            self._take(await self._in_thread(self._read))
+        except (StoreError, EngineUnreachable) as error:
+            trouble = str(error)
+            if trouble != self._trouble:
+                self._log.error("The embedded engine: {reason}", reason=trouble)
+        except CancelledError:
+            raise
+        except Exception as error:
+            trouble = repr(error)
+            if trouble != self._trouble:
+                self._log.failure("Looking at the embedded engine's database")
+        if self._trouble and not trouble:
             self._log.info("The embedded engine's database works again")
-        self._trouble = ""
-        self._seen = news.revisions
+        self._trouble = trouble
+
+    def _take(self, news: _News) -> None:
         if news.hosts is not None:
             self._hosts.follow({host.name: host.uri for host in news.hosts})
         for change in news.changes:
             self._last_change = change.id
             self._audit.changed(change.actor, change.action, change.subject)
+        # Last: what failed is taken again.
+        self._seen = news.revisions
 
     def _read(self) -> _News:
         """In a thread."""

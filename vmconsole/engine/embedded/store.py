@@ -254,7 +254,7 @@ class Store:
     def remove_key(self, name: str) -> KeyRecord:
         """The key with that fingerprint, given with or without ``SHA256:``."""
         wanted = "SHA256:" + name.removeprefix("SHA256:")
-        with self._changing("key.remove", wanted, "keys") as connection:
+        with self._database.writing("keys") as connection:
             record = queries.find_key(connection, wanted)
             if record is None:
                 raise StoreError(
@@ -262,6 +262,7 @@ class Store:
                     "fingerprints."
                 )
             connection.execute(delete(keys).where(keys.c.fingerprint == wanted))
+            self._note(connection, "key.remove", f"{record.user} {wanted}")
         return record
 
     # Hosts.
@@ -336,13 +337,16 @@ class Store:
         """A transaction that changes ``parts``, with the record of it."""
         with self._database.writing(*parts) as connection:
             yield connection
-            change = {
-                "time": self._seconds(),
-                "actor": self._actor,
-                "action": action,
-                "subject": subject,
-            }
-            connection.execute(insert(changes).values(change))
+            self._note(connection, action, subject)
+
+    def _note(self, connection: Connection, action: str, subject: str) -> None:
+        change = {
+            "time": self._seconds(),
+            "actor": self._actor,
+            "action": action,
+            "subject": subject,
+        }
+        connection.execute(insert(changes).values(change))
 
     def _seconds(self) -> int:
         return int(self._now())
