@@ -14,13 +14,14 @@ from vmconsole.engine.embedded.database import database_file, database_url
 from vmconsole.engine.embedded.store import Store
 
 Names = Callable[[Store, click.Context], Iterable[str]]
-_Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
 # Whoever pressed TAB waits for it.
 _SECONDS = 2.0
 
 
-def completes(names: Names) -> _Completer:
+def completes(
+    names: Names,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]:
     """For an argument's ``shell_complete``: those of ``names`` that begin as what is typed."""
 
     def complete(
