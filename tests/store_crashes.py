@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from sqlalchemy import create_engine
 
-from tests.store_kit import ed25519_line
+from tests.store_kit import ed25519_line, one
 from vmconsole.engine.embedded.records import ChangeRecord
 from vmconsole.engine.embedded.store import Store
 
@@ -153,7 +153,7 @@ def look_through(url: str) -> None:
 def main(url: str, kills: int, seed: int) -> None:
     """All of it. Raises AssertionError."""
     chance = random.Random(seed)
-    store = Store(url)
+    store = Store(url, step=one)
     store.open()
     model = Model()
     # From here on SQLAlchemy knows the statements, and writers need not compile them.

@@ -22,6 +22,11 @@ from vmconsole.errors import StoreError
 SECONDS = int(NOW.timestamp())
 
 
+def one() -> int:
+    """A revision's step with which it counts."""
+    return 1
+
+
 class StoreTestCase(SynchronousTestCase):
     """A new store, by default in an SQLite file in a directory of its own."""
 
@@ -36,14 +41,14 @@ class StoreTestCase(SynchronousTestCase):
 
     def another(self, url: str = "", actor: str = "vmconsole") -> Store:
         """One more store on the same database, as the command beside the service."""
-        store = Store(url or self.url, NOW.timestamp, actor)
+        store = Store(url or self.url, NOW.timestamp, actor, one)
         self.addCleanup(store.close)
         store.open()
         return store
 
     def closed(self, url: str = "") -> Store:
         """One more store, which is not opened yet."""
-        store = Store(url or self.url, NOW.timestamp)
+        store = Store(url or self.url, NOW.timestamp, step=one)
         self.addCleanup(store.close)
         return store
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -24,13 +27,14 @@ class ChangeWatchTests(EngineTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        url = f"sqlite:///{Path(self.mktemp()) / 'engine.db'}"
-        self.store = Store(url, self.clock.seconds, actor="root\n")
+        self.file = Path(self.mktemp()) / "engine.db"
+        self.store = Store(f"sqlite:///{self.file}", self.clock.seconds, actor="root\n")
         self.store.open()
         self.addCleanup(self.store.close)
         self.store.add_user("before")
         self.source = RecordingSource()
         self.hosts = HostWatch(self.source, Inventory())
+        self.hosts.start()
         self.audited: list[LogEvent] = []
         observer = cast(ILogObserver, self.audited.append)
         audit = Audit(Logger("vmconsole.audit", observer=observer))
@@ -117,3 +121,99 @@ class ChangeWatchTests(EngineTestCase):
         self.patch(self.hosts, "follow", follow)
         self.look()
         self.assertEqual(len(self.source.told), 1)
+
+    def test_hosts_again(self) -> None:
+        """Stopped and started again, the hosts are watched though nothing was changed."""
+        self.look()
+        self.hosts.stop()
+        self.look()
+        self.source.told.clear()
+        self.hosts.start()
+        for _ in range(2):
+            self.look()
+        self.assertEqual(self.source.told, [("watch", "localhost", "qemu:///system")])
+
+    def test_audit_fails(self) -> None:
+        """A change of which the audit was not told is told at the next look."""
+        self.look()
+        self.store.add_user("alice")
+        self.store.add_user("bob")
+        audit, told = self.watch._audit, list[str]()
+
+        class Failing(Audit):
+            def changed(self, actor: str, action: str, subject: str) -> None:
+                told.append(subject)
+                if subject == "bob":
+                    raise ZeroDivisionError("oops")
+
+        self.watch._audit = Failing()
+        self.look()
+        self.assertEqual(told, ["alice", "bob"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.watch._audit = audit
+        self.assertEqual(self.look(), ["bob"])
+        self.assertEqual(self.look(), [])
+
+    def save(self) -> None:
+        """A backup of the database."""
+        self.store.close()
+        shutil.copy(self.file, self.file.with_name("backup"))
+        self.store.open()
+
+    def restore(self) -> None:
+        """The database is as it was when it was saved."""
+        self.store.close()
+        for left in self.file.parent.glob("engine.db-*"):
+            left.unlink()
+        shutil.copy(self.file.with_name("backup"), self.file)
+        self.store.open()
+
+    def test_set_back(self) -> None:
+        """A database that was set back is told of once; what is changed from then on is told."""
+        self.look()
+        self.store.add_user("alice")
+        self.save()
+        for name in ("bob", "carol"):
+            self.store.add_user(name)
+        self.assertEqual(self.look(), ["alice", "bob", "carol"])
+        self.restore()
+        self.assertEqual(self.look(), [])
+        [warning] = self.logged("set back")
+        self.assertIn("`vmconsole changes`", warning)
+        self.store.add_user("dave")
+        self.assertEqual(self.look(), ["dave"])
+        self.assertEqual(self.look(), [])
+        self.assertEqual(len(self.logged("set back")), 1)
+
+    def test_set_back_and_grown(self) -> None:
+        """So is one that has more changes by now than before: they are others."""
+        self.look()
+        self.save()
+        self.store.add_user("alice")
+        self.assertEqual(self.look(), ["alice"])
+        self.restore()
+        for name in ("bob", "carol", "dave"):
+            self.store.add_user(name)
+        self.assertEqual(self.look(), [])
+        self.assertEqual(len(self.logged("set back")), 1)
+        self.store.add_user("eve")
+        self.assertEqual(self.look(), ["eve"])
+
+    def test_set_back_to_nothing(self) -> None:
+        """One without any change; and its hosts are read whatever its revisions are."""
+        self.look()
+        self.store.add_user("alice")
+        self.look()
+        with closing(sqlite3.connect(self.file)) as connection, connection:
+            for line in (
+                "DELETE FROM changes",
+                "DELETE FROM sqlite_sequence WHERE name = 'changes'",
+                "INSERT INTO hosts (name, uri) VALUES ('node1', '')",
+                "UPDATE meta SET all_revision = all_revision - 1",
+            ):
+                connection.execute(line)
+        self.assertEqual(self.look(), [])
+        self.assertEqual(len(self.logged("set back")), 1)
+        self.assertEqual(self.source.told[-1], ("watch", "node1", ""))
+        self.store.add_user("bob")
+        self.assertEqual(self.look(), ["bob"])

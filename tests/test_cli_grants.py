@@ -145,6 +145,9 @@ class ChangesTests(CliTestCase):
         self.assertEqual(subjects, ["user58", "user59"])
         self.assertEqual(len(self.listed()), 50)
         self.assertEqual(len(self.listed("--last", "1000")), 60)
+        self.assertEqual(len(self.listed("--last", str(2**31 - 1))), 60)
+        for many in (str(2**31), "9" * 20):
+            self.assertIn("--last", self.bad("changes", "--last", many, status=2))
 
     def test_escaped(self) -> None:
         """What a change is about cannot act on the terminal."""

@@ -384,6 +384,29 @@ class ProcessTests(KeyTestCase):
         self.assertIn("Standard output is closed", done.stderr)
         self.assertEqual(self.count(), 0)
 
+    def test_closed_stdin(self) -> None:
+        """What should be read from a closed stdin is an error; all else does not need it."""
+        add = [*self.command[:-2], "add", "alice", "-"]
+        for command in (add, [*self.command, "--passphrase-file", "-"]):
+            done = self.without_stdin(command)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertEqual(
+                done.stderr, "ERROR: Standard input is closed: there is nothing to read from '-'.\n"
+            )
+        self.assertEqual(self.count(), 0)
+        done = self.without_stdin(self.command)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(self.count(), 1)
+
+    def without_stdin(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", 'exec "$@" <&-', "sh", *command],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
     def test_full_stdout(self) -> None:
         """With stdout on a full disk, or a reader who is gone, no key is added, nor told of."""
         read, write = os.pipe()

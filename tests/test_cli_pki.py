@@ -78,7 +78,10 @@ class InitTests(PkiTestCase):
         self.bad("pki", "init", "--renew", status=2)
         self.assertEqual(self.files(), before)
         (self.pki / "cacert.pem").unlink()
-        self.assertIn("cakey.pem exists already", self.bad("pki", "init"))
+        for command in (("init",), ("host", "node1"), ("proxy",)):
+            said = self.bad("pki", *command)
+            self.assertIn("cakey.pem without cacert.pem", said)
+            self.assertIn("it may be removed", said)
         self.assertEqual(list(self.files()), ["cakey.pem"])
 
     def test_directory(self) -> None:
@@ -359,6 +362,46 @@ class TicketTests(PkiTestCase):
         self.good("pki", "ticket", "--renew")
         self.assertNotEqual((self.state / "tickets" / "proxy.cer").read_bytes(), before)
         self.assertEqual((self.state / "ticket-ca.cer").read_bytes(), ca)
+
+    def test_authority_stays(self) -> None:
+        """The service's CA is taken as it is, even if it ends soon; an ended one is told."""
+        self.state.mkdir(mode=0o700)
+        ca = self.state / "ticket-ca.cer"
+        now = datetime.now(UTC)
+        for days, said in ((10, ""), (-1, "Restart the service")):
+            start = now - timedelta(days=20)
+            old = pki.make_authority("vmconsole tickets", start, 20 + days)
+            old.save(ca, self.state / "ticket-ca.key")
+            if said:
+                self.assertIn(said, self.bad("pki", "ticket", "--renew"))
+            else:
+                self.good("pki", "ticket", "--renew")
+            self.assertEqual(ca.read_bytes(), old.certificate_pem())
+            self.assertFalse((self.state / "ticket-ca.former.cer").exists())
+
+    def test_check(self) -> None:
+        """What is no CA's in ticket_ca, or not yet valid, is told by the check; a CA is good."""
+        now = datetime.now(UTC)
+        self.state.mkdir(mode=0o700)
+        ca = pki.make_authority("one CA", now)
+        leaf = pki.issue(ca, "a leaf", "ticket", now, key_size=2048)
+        early = pki.make_authority("early CA", now + timedelta(days=2))
+        self.configure('[engine.embedded]\nticket_ca = "chain.pem"')
+        pems = [each.certificate_pem() for each in (ca, leaf, early)]
+        (self.state / "chain.pem").write_bytes(b"".join(pems))
+        result = self.run_it("check")
+        said = result.stdout + result.stderr
+        self.assertEqual(result.exit_code, 0, said)
+        self.assertIn("CN=a leaf is no CA's", said)
+        self.assertIn("CN=early CA is valid only from", said)
+        self.assertNotIn("CN=one CA", said)
+
+    def test_damaged_authority(self) -> None:
+        """One without its key is told, and stays."""
+        self.good("pki", "ticket")
+        (self.state / "ticket-ca.key").unlink()
+        self.assertIn("restore it", self.bad("pki", "ticket", "--renew"))
+        self.assertFalse((self.state / "ticket-ca.key").exists())
 
     def test_unwritable(self) -> None:
         """A state directory that is none is one clear line."""

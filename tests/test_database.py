@@ -98,6 +98,33 @@ class FileTests(StoreTestCase):
         for path in directory.iterdir():
             self.assertEqual((path.stat().st_uid, path.stat().st_gid), (1234, 1234), path)
 
+    def test_owner_of_directory(self) -> None:
+        """A directory that root makes is of the owner of the one above."""
+        if os.geteuid() != 0:
+            return
+        above = Path(self.mktemp())
+        above.mkdir()
+        os.chown(above, 1234, 1234)
+        self.another(f"sqlite:///{above / 'state' / 'engine.db'}").add_user("alice")
+        for path in above.rglob("*"):
+            self.assertEqual((path.stat().st_uid, path.stat().st_gid), (1234, 1234), path)
+
+    def test_linked(self) -> None:
+        """Root follows a link to the database only if it is root's own."""
+        if os.geteuid() != 0:
+            return
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        target, link = directory / "target", directory / "engine.db"
+        link.symlink_to(target)
+        os.chown(link, 1234, 1234, follow_symlinks=False)
+        with self.refused("a symbolic link that is not root's"):
+            self.closed(f"sqlite:///{link}").open()
+        self.assertFalse(target.exists())
+        os.chown(link, 0, 0, follow_symlinks=False)
+        self.another(f"sqlite:///{link}").add_user("alice")
+        self.assertTrue(target.exists())
+
     def test_settings(self) -> None:
         """WAL; a confirmed write reaches the disk; references are held."""
         with self.store._database.reading() as connection:
@@ -154,20 +181,18 @@ class FileTests(StoreTestCase):
 
     def test_unreadable(self) -> None:
         """So is one that may not be read, or a directory that may not be written."""
-        if os.geteuid() == 0:
-            # Who may read everything cannot see this.
-            script = "import os, sys; os.setuid(65534); " + _OPEN
-        else:
-            script = "import sys; " + _OPEN
+        # Without its capabilities root may not read everything, and has all else.
+        drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
         directory = short_directory(self)
         file = directory / "engine.db"
         self.closed(f"sqlite:///{file}").open()
+        script = "import sys; " + _OPEN
         for path, mode in ((file, 0o000), (directory, 0o000), (directory, 0o555)):
             directory.chmod(0o755)
             path.chmod(mode)
             name = "other.db" if mode == 0o555 else "engine.db"
             done = subprocess.run(
-                [sys.executable, "-c", script, f"sqlite:///{directory / name}"],
+                [*drop, sys.executable, "-c", script, f"sqlite:///{directory / name}"],
                 capture_output=True,
                 text=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -216,7 +241,7 @@ from tests.store_kit import contents, ed25519_line
 from vmconsole.engine.embedded.store import Store
 from vmconsole.errors import StoreUnavailable
 directory = Path(sys.argv[1])
-store = Store(f"sqlite:///{directory / 'engine.db'}")
+store = Store(f"sqlite:///{directory / 'engine.db'}", step=lambda: 1)
 store.open()
 store.add_user("alice")
 number = 0

@@ -251,7 +251,7 @@ class PasswordTests(SynchronousTestCase):
 
     def failures(self, url: str) -> list[str]:
         """What opening it says."""
-        store = Store(url)
+        store = Store(url, step=lambda: 1)
         self.addCleanup(store.close)
         try:
             store.open()

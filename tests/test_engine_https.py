@@ -830,7 +830,7 @@ class HTTPSTests(HTTPSTestCase):
             now = datetime.now(UTC)
             authority = pki.make_authority("vmconsole tickets", now)
             proxy = pki.issue(authority, "vmconsole proxy", "ticket", now)
-            return TicketIdentities(authority, proxy)
+            return TicketIdentities(authority, proxy, (old.certificate,))
 
         self.patch(service, "ticket_identities", much_later)
         await Deferred.fromCoroutine(engine._renew())

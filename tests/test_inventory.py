@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
+from typing import cast
 
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.engine_kit import EngineTestCase
-from vmconsole.engine.embedded.console_index import ConsoleIndex, Entry
+from vmconsole.engine.embedded.console_index import ConsoleIndex
 from vmconsole.engine.embedded.inventory import Inventory, Placement
 from vmconsole.engine.embedded.records import Rule
 from vmconsole.engine.embedded.watch import HostWatch
@@ -143,10 +145,13 @@ class IndexTests(EngineTestCase):
             pass
         return found
 
-    def entries(self, roles: dict[str, Role]) -> list[tuple[Role, Entry]]:
-        found: list[tuple[Role, Entry]] = []
-        for _ in self.index.entries(roles, found):
+    def entries(
+        self, roles: dict[str, Role], viewers: bool = True, problems: bool = True
+    ) -> list[dict[str, str]]:
+        parts: list[bytes] = []
+        for _ in self.index.entries(roles, parts, viewers=viewers, problems=problems):
             pass
+        found: list[dict[str, str]] = json.loads(b"[%b]" % b",".join(filter(None, parts)))
         return found
 
     def test_patterns(self) -> None:
@@ -180,15 +185,46 @@ class IndexTests(EngineTestCase):
         self.assertEqual(list(self.roles(("*b", "operator"))), ["b"])
 
     def test_entries(self) -> None:
-        """An entry is made once, and anew when its VM changed."""
-        [(role, entry)] = self.entries({"b": "viewer"})
-        self.assertEqual(role, "viewer")
-        self.assertIs(self.entries({"b": "operator"})[0][1], entry)
+        """An entry is made once, and anew when its VM changed; it says what it is asked for."""
+        [entry] = self.entries({"b": "viewer"})
+        self.assertEqual((entry["vmid"], entry["role"]), ("b", "viewer"))
+        made = self.index._entries["b"]
+        self.assertNotIn("role", self.entries({"b": "operator"})[0])
         self.inventory.domain_changed("node1", vm("b"))
-        self.assertIs(self.entries({"b": "operator"})[0][1], entry)
+        self.entries({"b": "operator"})
+        self.assertIs(self.index._entries["b"], made)
         self.inventory.domain_changed("node2", vm("b"))
-        [(_, moved)] = self.entries({"b": "viewer"})
-        self.assertIn(b"node2", moved.json(viewer=False, problem=False))
+        self.assertEqual(self.entries({"b": "viewer"})[0]["host"], "node2")
+        self.assertEqual(
+            self.entries({"b": "viewer", "c": "operator"}, viewers=False)[0]["vmid"], "c"
+        )
+
+    def test_unknown_role(self) -> None:
+        """A role that we do not know lets nobody type."""
+        found = self.entries({"b": cast(Role, "auditor")})
+        self.assertEqual(found[0]["role"], "viewer")
+        self.assertEqual(self.entries({"b": cast(Role, "auditor")}, viewers=False), [])
+
+    def test_many_entries(self) -> None:
+        """Long lists come in pieces, in order."""
+        ids = [f"vm{number:04}" for number in range(600)]
+        self.inventory.domains_listed("node1", [vm(id) for id in ids])
+        parts: list[bytes] = []
+        roles: dict[str, Role] = dict.fromkeys(ids, "operator")
+        steps = list(self.index.entries(roles, parts, viewers=True, problems=True))
+        self.assertEqual(len(steps), 600)
+        self.assertEqual(len(parts), 3)
+        found = json.loads(b"[%b]" % b",".join(parts))
+        self.assertEqual([each["vmid"] for each in found], ids)
+
+    def test_many_rules(self) -> None:
+        """Many patterns of one user are gone through in small steps."""
+        rules = [Rule(f"none{number}*", "operator") for number in range(500)]
+        found: dict[str, Role] = {}
+        steps = list(self.index.roles([*rules, Rule("name of b", "viewer")], found))
+        self.assertEqual(found, {"b": "viewer"})
+        # For each rule one, and for each of three VMs one in 50 patterns.
+        self.assertGreaterEqual(len(steps), 501 + 3 * 10)
 
     def test_gone(self) -> None:
         """A VM that goes away meanwhile is left out, and nothing of it is kept for ever."""
@@ -258,3 +294,33 @@ class HostWatchTests(EngineTestCase):
         self.assertEqual(
             self.logged("watched"), ["node1 is not watched: The URI bad: cannot be used."]
         )
+
+    def test_source_fails(self) -> None:
+        """A host that could not be watched, for no reason of its own, is tried again."""
+        watch = self.source.watch
+
+        def fail(host: str, uri: str) -> None:
+            raise RuntimeError("oops")
+
+        self.watch.follow({"node0": ""})
+        self.told()
+        self.source.watch = fail  # type: ignore[method-assign]
+        self.assertRaises(RuntimeError, self.watch.follow, {"node0": "", "node1": ""})
+        self.assertFalse(self.watch.follows)
+        self.assertEqual(self.told(), [("unwatch", "node1")])
+        self.source.watch = watch  # type: ignore[method-assign]
+        self.watch.follow({"node0": "", "node1": ""})
+        self.assertEqual(self.told(), [("watch", "node1", "")])
+
+    def test_stopped(self) -> None:
+        """Who is told too late, after the end, watches nothing; started again, it does."""
+        self.watch.follow({"node1": ""})
+        self.assertTrue(self.watch.follows)
+        self.watch.stop()
+        self.told()
+        self.watch.follow({"node1": ""})
+        self.assertFalse(self.watch.follows)
+        self.assertEqual(self.told(), [])
+        self.watch.start()
+        self.watch.follow({"node1": ""})
+        self.assertEqual(self.told(), [("watch", "node1", "")])

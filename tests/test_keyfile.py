@@ -8,9 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import dsa, rsa
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256K1,
+    SECP256R1,
+    SECP384R1,
+    SECP521R1,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -315,6 +324,71 @@ class ParseTests(SynchronousTestCase):
             error = str(self.assertRaises(StoreError, parse_public_keys, line))
             self.assertIn(words, error)
             self.assertTrue(error.isprintable())
+
+    def test_private_body(self) -> None:
+        """A private key without its first line, however it stands in a line, is refused."""
+        keys: list[PrivateKeyTypes] = [
+            Ed25519PrivateKey.generate(),
+            Ed448PrivateKey.generate(),
+            rsa.generate_private_key(65537, 2048),
+            rsa.generate_private_key(65537, 4096),
+            *(generate_private_key(curve()) for curve in (SECP256R1, SECP384R1, SECP521R1)),
+        ]
+        good = public_line("alice")
+        for key in keys:
+            for format in (
+                PrivateFormat.OpenSSH,
+                PrivateFormat.PKCS8,
+                PrivateFormat.TraditionalOpenSSL,
+            ):
+                for secret in (NoEncryption(), BestAvailableEncryption(b"secret")):
+                    try:
+                        private = key.private_bytes(Encoding.PEM, format, secret).decode()
+                    except (TypeError, ValueError):
+                        continue
+                    if "Proc-Type" in private:
+                        # Encrypted as a whole: it begins with anything.
+                        continue
+                    body = "".join(private.split("\n")[1:-2])
+                    first = private.split("\n")[1]
+                    for line in (
+                        f"{good} {body}",
+                        f"{good} {first}",
+                        f"{good} key={first}",
+                        f'{good} my key: "{body}"',
+                        f"{good}\n# {first}\n",
+                        body,
+                    ):
+                        error = self.assertRaises(StoreError, parse_public_keys, line)
+                        self.assertIn("This is a private key", str(error), private[:64])
+
+    def test_harmless_comments(self) -> None:
+        """What only looks a little like one is taken."""
+        good = public_line("alice")
+        for comment in (
+            "MII",
+            "MIIKKA",
+            "MIIKKA.VIRTANEN@example.com, the laptop",
+            "MIGRATIONSERVERPRODUCTION",
+            "MC4 MC4CAQ",
+            "MECHANICALENGINEERINGDEPARTMENT",
+            "b3Blbn",
+            "admiin@MII-SERVER-FINLAND-0001-RACK-2",
+            "privatekey",
+            "SHA256:jG0MIIabcdefghijklmnopqrstuvwxyzABCDEFGHIJKL",
+        ):
+            [key] = parse_public_keys(f"{good} {comment}")
+            self.assertEqual(key.comment, f"alice@home {comment}")
+
+    def test_harmless_blobs(self) -> None:
+        """So is a public key whose own base64 has such letters in it."""
+        public = Ed25519PrivateKey.generate().public_key()
+        kind, text = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode().split()
+        for inside in ("MIIEpAIBAAKCAQEA7bq3Zl8v", "MC8CAQAwBQYDK2VwBCIEIJ3v"):
+            changed = f"{text[:30]}{inside}{text[30 + len(inside) :]}"
+            self.assertEqual(len(changed), len(text))
+            [key] = parse_public_keys(f"{kind} {changed}")
+            self.assertIn(inside, str(key))
 
     def test_foreign_types(self) -> None:
         """Keys that OpenSSH has no more, or never had."""

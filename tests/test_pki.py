@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -119,6 +120,40 @@ class PkiTests(SynchronousTestCase):
         self.assertRaises(OSError, pki.write_private, path, b"after")
         self.assertEqual(path.read_bytes(), b"before")
         self.assertEqual(list(self.directory.iterdir()), [path])
+
+    def test_is_authority(self) -> None:
+        """Only what says so itself."""
+        self.assertTrue(pki.is_authority(authority().certificate))
+        self.assertFalse(pki.is_authority(signer().certificate))
+        name = authority().certificate.subject
+        builder = (
+            x509.CertificateBuilder(name, name, authority().key.public_key())
+            .serial_number(1)
+            .not_valid_before(NOW)
+            .not_valid_after(NOW)
+        )
+        self.assertFalse(pki.is_authority(builder.sign(authority().key, SHA256())))
+        unread = x509.UnrecognizedExtension(x509.BasicConstraints.oid, b"garbage")
+        builder = builder.add_extension(unread, critical=True)
+        self.assertFalse(pki.is_authority(builder.sign(authority().key, SHA256())))
+
+    def test_directory_is_swapped(self) -> None:
+        """A link that took the place of a directory which root made is not followed."""
+        if os.geteuid() != 0:
+            return
+        os.chown(self.directory, 1234, 1234)
+        target = self.directory.with_name("target")
+        target.mkdir()
+        mkdir = os.mkdir
+
+        def swapped(path: Path, mode: int) -> None:
+            mkdir(path, mode)
+            os.rmdir(path)
+            os.symlink(target.absolute(), path)
+
+        self.patch(os, "mkdir", swapped)
+        self.assertRaises(OSError, pki.make_private_directory, self.directory / "state")
+        self.assertEqual(target.stat().st_uid, 0)
 
     def test_private_directory(self) -> None:
         """It is made with what is above it, for its owner only; one that is there is left alone."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
+from cryptography import x509
 from treq.testing import StubTreq
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -38,9 +41,9 @@ from tests.test_inventory import RecordingSource
 from vmconsole import config, pki
 from vmconsole.audit import Audit
 from vmconsole.engine.client import EngineClient
-from vmconsole.engine.embedded import answers, servlet
+from vmconsole.engine.embedded import answers, refusals, servlet
 from vmconsole.engine.embedded.answers import Features, Reply, UnknownUser
-from vmconsole.engine.embedded.identity import ticket_identities
+from vmconsole.engine.embedded.identity import ticket_authority, ticket_identities
 from vmconsole.engine.embedded.listen import unix_address
 from vmconsole.engine.embedded.records import Revisions
 from vmconsole.engine.embedded.service import EmbeddedEngine
@@ -130,7 +133,77 @@ class ServletTests(EngineTestCase):
         self.assertEqual(self.request(again)[0], 200)
         self.assertEqual(self.request(again)[:2], (403, b""))
         self.assertEqual(len(self.logged("Refused a ticket")), 2)
-        self.assertEqual(len(self.logged("Failed on a request")), 3)
+        # Two are no base64, or nothing, which is the same, and one is too large.
+        self.assertEqual(len(self.logged("Failed on a request")), 2)
+
+    def salted(self, size: int) -> bytes:
+        """What anybody can send: of no signer, with a salt of this size."""
+        now = datetime.fromtimestamp(self.clock.seconds(), UTC)
+        return sign_ticket("", signer("client"), now, b"x" * size)
+
+    def test_refusals_are_counted(self) -> None:
+        """However many are refused for one reason, one line in ten seconds tells how many; and
+        after a pause the next one is told at once."""
+        line = "Refused a ticket: The salt has 7 bytes, not 8"
+        for seconds, requests, lines in (
+            (0.0, 1, [f"{line}."]),
+            (0.0, 20, []),
+            (9.0, 21, []),
+            (1.0, 2, [f"{line}, and 41 more like it"]),
+            (9.9, 1, []),
+            (100.0, 1, [f"{line}, and 2 more like it"]),
+            (10.0, 1, [f"{line}."]),
+            # Somebody set the clock back.
+            (-3600.0, 1, [f"{line}."]),
+        ):
+            self.events.clear()
+            self.clock.rightNow += seconds
+            for _ in range(requests):
+                self.assertEqual(self.request(self.salted(7))[0], 403)
+            self.assertEqual(self.logged(""), lines)
+
+    def test_refusals_apart(self) -> None:
+        """Other reasons have lines of their own, and so have other statuses."""
+        self.fail_reading(StoreUnavailable("The database is gone."))
+        for _ in range(3):
+            self.request(self.salted(7))
+            self.request(self.salted(9))
+            self.request(b"garbage")
+            self.request(self.ticket(KEYS))
+        self.assertEqual(len(self.logged("")), 4)
+        self.clock.advance(10)
+        self.request(self.ticket(KEYS))
+        self.assertEqual(
+            self.logged("gone"),
+            [
+                "There is no answer now: The database is gone.",
+                "There is no answer now: The database is gone, and 2 more like it",
+            ],
+        )
+
+    def test_many_reasons(self) -> None:
+        """Of too many reasons the others are told in one line; and those that are over make room,
+        so that nothing is remembered for ever."""
+        self.patch(refusals, "_KINDS", 3)
+        sizes = [size for size in range(20) if size != 8]
+        for size in sizes:
+            self.request(self.salted(size))
+        self.assertEqual(len(self.logged("The salt has")), 4)
+        self.clock.advance(9)
+        self.request(self.salted(19))
+        self.request(self.salted(0))
+        self.assertEqual(len(self.logged("The salt has")), 4)
+        self.clock.advance(1)
+        self.events.clear()
+        for size in reversed(sizes):
+            self.request(self.salted(size))
+        self.assertEqual(
+            self.logged(""),
+            [
+                *(f"Refused a ticket: The salt has {size} bytes, not 8." for size in (19, 18, 17)),
+                "Refused a ticket: The salt has 16 bytes, not 8, and 16 more, for many reasons",
+            ],
+        )
 
     def test_large_body(self) -> None:
         """Of a large body no more is kept than shows that it is too large."""
@@ -312,6 +385,7 @@ class ServletTests(EngineTestCase):
         self.assertNotIn(b"db", b"".join(self.consoles(alice.id)))
         self.engine.store.remove_user("alice")
         self.failure(self.engine.answers.console_list(alice.id, ALL), UnknownUser)
+        self.assertNotIn((alice.id, ALL), self.engine.answers._consoles)
 
     def test_console_lists_are_made_once(self) -> None:
         """Many who ask at the same time after a change wait for one list."""
@@ -345,7 +419,7 @@ class ServletTests(EngineTestCase):
 
     def test_console_lists_are_bounded(self) -> None:
         """Of the lists that are kept, those that were used last stay."""
-        self.patch(answers, "_KEPT", 1700)
+        self.patch(answers, "_KEPT", 4000)
         self.engine.inventory.domains_listed(
             "node1", [Domain(str(n), f"vm{n}", DomainState.RUNNING) for n in range(10)]
         )
@@ -359,7 +433,7 @@ class ServletTests(EngineTestCase):
         self.assertIs(self.consoles(a), first)
         self.consoles(c)
         self.assertIs(self.consoles(a), first)
-        self.assertLessEqual(self.engine.answers._kept, 1700)
+        self.assertLessEqual(self.engine.answers._kept, 4000)
         self.assertEqual(len(self.engine.answers._consoles), 2)
 
     def test_read_once(self) -> None:
@@ -555,14 +629,14 @@ class IdentityTests(EngineTestCase):
             self.assertEqual((self.directory / name).stat().st_mode & 0o777, 0o600)
 
     def test_healed(self) -> None:
-        """What a killed first start, or a full disk, left half is made again."""
+        """What a killed first start left half is made again, and our proxy's pair always."""
         other = signer()
         for name, spoil, expected in (
             ("ticket.cer", lambda whole: whole[: len(whole) // 2], (True, False)),
             ("ticket.cer", lambda whole: other.certificate_pem(), (True, False)),
             ("ticket.key", lambda whole: other.key_pem(), (True, False)),
-            ("ticket-ca.cer", lambda whole: b"", (False, False)),
-            ("ticket-ca.key", None, (False, False)),
+            ("ticket.key", lambda whole: b"", (True, False)),
+            ("ticket-ca.cer", None, (False, False)),
         ):
             self.made = ticket_identities(self.directory, self.now)
             path = self.directory / name
@@ -577,6 +651,111 @@ class IdentityTests(EngineTestCase):
         self.assertEqual(self.again(825 - 91), (True, True))
         self.assertEqual(self.again(825 - 89), (True, False))
         self.assertEqual(self.again(3650 - 89), (False, False))
+
+    def former(self, days: int) -> list[x509.Certificate]:
+        """Which replaced CAs are trusted then."""
+        return list(ticket_identities(self.directory, self.now + timedelta(days=days)).former)
+
+    def test_damaged_authority(self) -> None:
+        """Is never replaced silently: what it issued, on other machines, would be void."""
+        other = signer()
+        for name, content, words in (
+            ("ticket-ca.key", None, "ticket-ca.key is missing"),
+            ("ticket-ca.key", b"", "ticket-ca.key is damaged"),
+            ("ticket-ca.key", other.key_pem(), "ticket-ca.key is not the key of"),
+            ("ticket-ca.cer", b"", "ticket-ca.cer is damaged"),
+            ("ticket-ca.cer", b"garbage", "ticket-ca.cer is damaged"),
+        ):
+            path = self.directory / name
+            whole = path.read_bytes()
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            for make in (ticket_identities, ticket_authority):
+                error = str(self.assertRaises(EngineError, make, self.directory, self.now))
+                self.assertIn(words, error)
+                self.assertIn("restore it, or remove both files", error)
+                self.assertIn("vmconsole pki ticket --renew", error)
+            self.assertEqual(path.read_bytes() if path.exists() else None, content)
+            path.write_bytes(whole)
+            self.assertEqual(self.again(), (True, True))
+
+    def test_former(self) -> None:
+        """A CA that was replaced because it ended soon is trusted to its end, also after a
+        restart."""
+        self.assertEqual(self.former(0), [])
+        old = self.made.authority.certificate
+        for days in (3650 - 89, 3650 - 1):
+            self.assertEqual(self.former(days), [old])
+        mode = (self.directory / "ticket-ca.former.cer").stat().st_mode & 0o777
+        self.assertEqual(mode, 0o644)
+        self.assertEqual(self.former(3651), [])
+
+    def test_withdrawn(self) -> None:
+        """A CA whose files somebody removed is not trusted any more, nor one before it."""
+        self.assertEqual(len(self.former(3650 - 89)), 1)
+        for name in ("ticket-ca.cer", "ticket-ca.key"):
+            (self.directory / name).unlink()
+        self.assertEqual(self.former(3650 - 88), [])
+        self.assertEqual(self.former(3650 - 88), [])
+
+    def test_damaged_former(self) -> None:
+        """Is in nobody's way."""
+        (self.directory / "ticket-ca.former.cer").write_bytes(b"garbage")
+        self.assertEqual(self.former(0), [])
+        self.assertEqual(len(self.logged("ticket-ca.former.cer is damaged")), 1)
+
+    def test_killed_renewal(self) -> None:
+        """Killed between the new CA's key and certificate, it begins again; the old is trusted."""
+        write = pki.write_public
+
+        def killed(path: Path, content: bytes) -> None:
+            if path.name == "ticket-ca.cer":
+                raise KeyboardInterrupt
+            write(path, content)
+
+        with mock.patch.object(pki, "write_public", killed):
+            self.assertRaises(KeyboardInterrupt, self.former, 3650 - 89)
+        self.assertEqual(self.former(3650 - 89), [self.made.authority.certificate])
+        self.assertEqual(self.again(3650 - 89), (False, False))
+
+    def test_beside(self) -> None:
+        """Who works beside the service takes its CA as it is, and makes one only where none is."""
+        later = self.now + timedelta(days=3650 - 1)
+        self.assertEqual(
+            ticket_authority(self.directory, later).certificate, self.made.authority.certificate
+        )
+        new = self.directory.with_name("new")
+        made = ticket_authority(new, self.now)
+        self.assertEqual(ticket_identities(new, self.now).authority.certificate, made.certificate)
+
+    def test_at_the_same_time(self) -> None:
+        """Who comes while another one makes the CA waits, and takes that one."""
+        new = self.directory.with_name("raced")
+        make, made = pki.make_authority, list[pki.Identity]()
+
+        def slow(*arguments: Any) -> pki.Identity:
+            time.sleep(0.3)
+            return make(*arguments)
+
+        with mock.patch.object(pki, "make_authority", slow):
+            threads = [
+                threading.Thread(target=lambda: made.append(ticket_authority(new, self.now)))
+                for _ in range(2)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(made[0].certificate, made[1].certificate)
+
+    def test_lock_is_no_link(self) -> None:
+        """A link in the lock's place is not followed."""
+        target = self.directory.with_name("target")
+        target.touch()
+        (self.directory / "ticket-ca.lock").unlink()
+        (self.directory / "ticket-ca.lock").symlink_to(target.absolute())
+        self.assertRaises(EngineError, ticket_identities, self.directory, self.now)
 
     def test_unwritable(self) -> None:
         """A state directory that cannot be is an EngineError that names it."""
@@ -852,3 +1031,31 @@ class ServiceTests(TestCase):
 
         client = make_engine_client(reactor, self.config, credentials)
         self.assertEqual(await all_keys(client), ())
+
+    async def test_renewed_and_withdrawn(self) -> None:
+        """What the old CA issued counts when it was replaced because of its age, not when its
+        files were removed."""
+        now = datetime.now(UTC)
+        self.directory.mkdir(mode=0o700)
+        old = pki.make_authority("vmconsole tickets", now, 80)
+        old.save(self.directory / "ticket-ca.cer", self.directory / "ticket-ca.key")
+        identities = [pki.issue(old, "proxy", "ticket", now, key_size=2048)]
+
+        async def credentials() -> pki.Identity:
+            return identities[-1]
+
+        self.start()
+        await self.engine.ready()
+        client = make_engine_client(reactor, self.config, credentials)
+        self.assertEqual(await all_keys(client), ())
+        new = pki.Identity.load(self.directory / "ticket-ca.cer", self.directory / "ticket-ca.key")
+        identities.append(pki.issue(new, "proxy", "ticket", now, key_size=2048))
+        self.assertEqual(await all_keys(client), ())
+        for path in self.directory.glob("ticket-ca.???"):
+            path.unlink()
+        await Deferred.fromCoroutine(self.engine._renew())
+        while identities:
+            with self.assertRaises(EngineError):
+                await client.authorized_keys()
+            identities.pop()
+        self.assertEqual(await all_keys(self.client), ())

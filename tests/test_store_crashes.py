@@ -15,6 +15,7 @@ from tests import postgres
 from tests.engine_kit import short_directory
 from tests.postgres import Postgres
 from tests.store_crashes import Model, plan, write
+from tests.store_kit import one
 from vmconsole.engine.embedded.store import Store
 from vmconsole.errors import StoreUnavailable
 
@@ -65,7 +66,7 @@ class ServerTests(SynchronousTestCase):
         chance = random.Random(SEED)
         model = Model()
         with Postgres(fsync=True) as server:
-            store = Store(server.database())
+            store = Store(server.database(), step=one)
             self.addCleanup(store.close)
             store.open()
             for number in range(1, SERVER_KILLS + 1):

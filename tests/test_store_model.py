@@ -203,7 +203,8 @@ class Comparison(RuleBasedStateMachine):
             with store._database._transaction(write=True) as connection:
                 for table in reversed(_TABLES):
                     connection.exec_driver_sql(f"DELETE FROM {table}")
-                zeros = "revision = 0, keys_revision = 0, access_revision = 0, hosts_revision = 0"
+                parts = ("all", "keys", "access", "hosts")
+                zeros = ", ".join(f"{part}_revision = 0" for part in parts)
                 connection.exec_driver_sql(f"UPDATE meta SET {zeros}")
 
     def ask(self, model: Callable[[], None], store: Callable[[Store], object]) -> None:
@@ -339,7 +340,7 @@ class ModelTests(SynchronousTestCase):
             self.addCleanup(server.drop, urls[1])
 
         class Machine(Comparison):
-            stores = tuple(Store(url, lambda: SECONDS) for url in urls)
+            stores = tuple(Store(url, lambda: SECONDS, step=lambda: 1) for url in urls)
 
         for store in Machine.stores:
             self.addCleanup(store.close)

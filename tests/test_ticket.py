@@ -246,6 +246,33 @@ class VerifyingTests(SynchronousTestCase):
         other = ticket(b"12345678", signer(ca="another CA"))
         self.assertEqual(both.verify(other, NOW), DATA)
 
+    def test_authority_of_a_chain(self) -> None:
+        """A certificate that is no CA's makes nobody's tickets good."""
+        leaf = signer()
+        below = pki.issue(leaf, "below", "ticket", NOW, key_size=2048)
+        server = TicketVerifier([leaf.certificate, authority().certificate])
+        with self.assertRaisesRegex(TicketRefused, "not issued by the trusted CA"):
+            server.verify(ticket(identity=below), NOW)
+        server.trust([leaf.certificate])
+        with self.assertRaisesRegex(TicketRefused, "not issued by the trusted CA"):
+            server.verify(ticket(identity=below), NOW)
+
+    def test_authority_now(self) -> None:
+        """One that has ended, or has not begun, counts for nothing."""
+        for start, taken in (
+            (NOW, True),
+            (NOW - timedelta(days=2), False),
+            (NOW + timedelta(days=2), False),
+        ):
+            ca = pki.make_authority("short", start, 1)
+            identity = pki.issue(ca, "proxy", "ticket", NOW, key_size=2048)
+            server = TicketVerifier([ca.certificate])
+            if taken:
+                self.assertEqual(server.verify(ticket(identity=identity), NOW), DATA)
+            else:
+                with self.assertRaisesRegex(TicketRefused, "not issued by the trusted CA"):
+                    server.verify(ticket(identity=identity), NOW)
+
     def test_tolerance(self) -> None:
         """The clocks may differ by ten seconds either way, and not by eleven."""
         for seconds in (-10, 0, 5, 15):

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from unittest import mock
 
 from tests.engine_kit import short_directory
 from tests.store_kit import (
@@ -57,6 +58,40 @@ class FileUpgradeTests(UpgradeTestCase):
         self.another()
         copy = self.file.with_name("engine.db.0001").stat()
         self.assertEqual((copy.st_uid, copy.st_gid), (1234, 1234))
+
+    def test_copy_is_swapped(self) -> None:
+        """Root writes no copy through a link that somebody puts in its place meanwhile."""
+        target = self.file.with_name("target")
+        target.write_bytes(b"precious")
+        new = self.file.with_name("engine.db.0001.new")
+        fchown, owner = os.fchown, os.stat(self.file.parent)
+        given = list[int]()
+
+        def swap(descriptor: int, *_: int) -> None:
+            new.unlink()
+            new.symlink_to(target)
+            given.append(descriptor)
+            fchown(descriptor, owner.st_uid, owner.st_gid)
+
+        with (
+            mock.patch.object(os, "geteuid", lambda: 0),
+            mock.patch.object(os, "fchown", swap),
+            mock.patch.object(os, "chown", side_effect=AssertionError),
+        ):
+            self.closed().open()
+        self.assertEqual(len(given), 1)
+        self.assertEqual(target.read_bytes(), b"precious")
+
+    def test_copy_of_small_pages(self) -> None:
+        """A database with pages of another size than usual is copied as well."""
+        with closing(sqlite3.connect(self.file)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("PRAGMA page_size = 1024")
+            connection.execute("VACUUM")
+        self.another()
+        with closing(sqlite3.connect(self.file.with_name("engine.db.0001"))) as kept:
+            self.assertEqual(kept.execute("PRAGMA page_size").fetchall(), [(1024,)])
+            self.assertEqual(kept.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
 
     def test_copy_fails(self) -> None:
         """Without a copy nothing is upgraded: it is said why, and nothing of it is left."""

@@ -84,18 +84,31 @@ def make_private_directory(path: Path) -> None:
     make_private_directory(path.parent)
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
-        _give_to_owner_of(path.parent, path)
+        # Not by its name, which may lead elsewhere by now.
+        made = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            give_to_owner_of(path.parent, made)
+        finally:
+            os.close(made)
+
+
+def give_to_owner_of(directory: Path, descriptor: int) -> None:
+    """What root made in ``directory`` is its owner's: the service's. Raises OSError."""
+    # The command may run as root, and the service as the directory's owner.
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with open(descriptor, "wb") as file:
             # Whatever the umask is.
             os.fchmod(descriptor, mode)
-            _give_to_owner_of(path.parent, descriptor)
+            give_to_owner_of(path.parent, descriptor)
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -103,13 +116,6 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _give_to_owner_of(directory: Path, made: Path | int) -> None:
-    # The command may run as root, and the service as the directory's owner.
-    if os.geteuid() == 0:
-        owner = directory.stat()
-        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def make_authority(common_name: str, now: datetime, days: int = 3650) -> Identity:
@@ -160,6 +166,29 @@ def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether its BasicConstraints say that it may issue others."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ):
+        # What cannot be read says nothing.
+        return False
+    return found.value.ca
+
+
+def is_valid(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether ``now`` is between its dates."""
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
 
 def extended_key_usages(certificate: x509.Certificate) -> frozenset[ObjectIdentifier] | None:

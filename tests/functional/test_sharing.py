@@ -23,7 +23,8 @@ _TRIES = 100
 
 def said(text: bytes) -> bytes:
     """The pattern of a line of the proxy's own; ``text`` is a pattern, too."""
-    return rb"\[vmconsole: " + text + rb"\]\r\n"
+    # A terminal that ssh has not yet set to raw adds a return of its own.
+    return rb"\[vmconsole: " + text + rb"\]\r+\n"
 
 
 class SharedCase(FunctionalTestCase):

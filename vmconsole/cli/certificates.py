@@ -32,7 +32,12 @@ class Files(NamedTuple):
 class Issuer:
     """A CA as of ``now``. Raises ConfigError when it has expired."""
 
-    def __init__(self, authority: pki.Identity, now: datetime) -> None:
+    def __init__(
+        self,
+        authority: pki.Identity,
+        now: datetime,
+        cure: str = "Move its files away, and make a new one with `vmconsole pki init`.",
+    ) -> None:
         self.certificate = authority.certificate
         self._authority = authority
         self._now = now
@@ -42,8 +47,7 @@ class Issuer:
         if self._days < 1:
             raise ConfigError(
                 f"The CA {authority.certificate.subject.rfc4514_string()} is valid until "
-                f"{authority.certificate.not_valid_after_utc:%F} only: it can issue nothing. Move "
-                "its files away, and make a new one with `vmconsole pki init`."
+                f"{authority.certificate.not_valid_after_utc:%F} only: it can issue nothing. {cure}"
             )
 
     def issue(
@@ -58,6 +62,7 @@ def authority_in(directory: Path, now: datetime) -> Issuer:
     files = Files.of_authority(directory)
     if not any(map(os.path.lexists, files)):
         raise ConfigError(f"There is no CA in {directory}: make one with `vmconsole pki init`.")
+    refuse_half(files)
     try:
         authority = pki.Identity.load(*files)
         is_pair = authority.is_pair()
@@ -71,6 +76,17 @@ def authority_in(directory: Path, now: datetime) -> Issuer:
     if not is_pair:
         raise ConfigError(f"{files.key} is not the key of {files.certificate}.")
     return Issuer(authority, now)
+
+
+def refuse_half(files: Files) -> None:
+    """Raises ConfigError for a CA's key without its certificate."""
+    certificate, key = files
+    if os.path.lexists(key) and not os.path.lexists(certificate):
+        raise ConfigError(
+            f"There is {key} without {certificate.name}, as an interrupted `vmconsole pki init` "
+            "leaves it: it may be removed, unless it issued certificates; then put back "
+            f"{certificate.name}, which the hosts have."
+        )
 
 
 def refuse_existing(files: Files, now: datetime, renew: bool) -> x509.Certificate | None:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
 from vmconsole.config import Config, default_path, load
 from vmconsole.engine.embedded.database import database_url
 from vmconsole.engine.embedded.store import Store
-from vmconsole.errors import ConfigError, VMConsoleError
+from vmconsole.errors import ConfigError, StoreError, VMConsoleError
 from vmconsole.text import printable
 
 P = ParamSpec("P")
@@ -44,6 +44,24 @@ class CommandGroup(click.Group):
             drop_output()
             click.echo(f"ERROR: The output cannot be written: {error.strerror}.", err=True)
             ctx.exit(1)
+
+
+class InputFile(click.File):
+    """A file to read, in bytes. Standard input, ``-``, may be closed: that is an error of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("rb")
+
+    def convert(
+        self,
+        value: str | os.PathLike[str] | IO[Any],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> IO[Any]:
+        """See click.ParamType. Raises StoreError."""
+        if value == "-" and sys.stdin is None:
+            raise StoreError("Standard input is closed: there is nothing to read from '-'.")
+        return super().convert(value, param, ctx)
 
 
 def drop_output() -> None:

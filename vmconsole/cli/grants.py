@@ -13,6 +13,8 @@ from vmconsole.interfaces import Role
 from vmconsole.text import printable
 
 _SUBJECT = "USER|@GROUP"
+# What every database takes as a limit.
+_MOST = 2**31 - 1
 
 
 @click.command("grant")
@@ -71,7 +73,7 @@ def grants(store: Store, subject: str | None, as_json: bool) -> None:
 @click.command("changes")
 @click.option(
     "--last",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=_MOST),
     metavar="N",
     default=50,
     help="The last N changes; 50 unless said otherwise.",

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 
 import click
 
-from vmconsole.cli.common import drop_output, json_option, show, with_store
+from vmconsole.cli.common import InputFile, drop_output, json_option, show, with_store
 from vmconsole.cli.complete import completes, key_fingerprints, user_names
 from vmconsole.engine.embedded.keypair import LONGEST_PASSPHRASE, generate_key_pair
 from vmconsole.engine.embedded.store import Store
@@ -28,7 +28,7 @@ def key() -> None:
 
 @key.command("add")
 @click.argument("user", shell_complete=completes(user_names))
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=InputFile())
 @with_store
 def key_add(store: Store, user: str, file: BinaryIO) -> None:
     """Give USER the public keys in FILE, or from standard input when FILE is ``-``.
@@ -57,7 +57,7 @@ def key_add(store: Store, user: str, file: BinaryIO) -> None:
 @click.option("--passphrase", "ask", is_flag=True, help="Encrypt it; asks for the passphrase.")
 @click.option(
     "--passphrase-file",
-    type=click.File("rb"),
+    type=InputFile(),
     metavar="FILE",
     help="Encrypt it with FILE's first line; '-': of standard input.",
 )

@@ -12,11 +12,18 @@ from pathlib import Path
 import click
 from cryptography import x509
 
-from vmconsole.cli.certificates import Files, Issuer, authority_in, refuse_existing, write
+from vmconsole.cli.certificates import (
+    Files,
+    Issuer,
+    authority_in,
+    refuse_existing,
+    refuse_half,
+    write,
+)
 from vmconsole.cli.common import refuse_remote, with_config
 from vmconsole.cli.complete import completes, host_names
 from vmconsole.config import Config
-from vmconsole.engine.embedded.identity import ticket_identities
+from vmconsole.engine.embedded.identity import ticket_authority
 from vmconsole.engine.embedded.listen import serves_https
 from vmconsole.errors import ConfigError
 from vmconsole.pki import Identity, alternative_names, make_authority
@@ -51,6 +58,7 @@ def pki_init(config: Config) -> None:
     Whoever has its key, cakey.pem, can pose as any host: keep it here, or move it to a safe place.
     """
     files = Files.of_authority(_directory(config))
+    refuse_half(files)
     for path in files:
         if os.path.lexists(path):
             raise ConfigError(
@@ -145,7 +153,9 @@ def pki_ticket(config: Config, name: str, renew: bool) -> None:
     files = Files(folder / f"{name}.cer", folder / f"{name}.key")
     now = datetime.now(UTC)
     refuse_existing(files, now, renew)
-    authority = Issuer(ticket_identities(config.state_directory, now).authority, now)
+    # Renewing it is the service's, which has it in its memory.
+    own = ticket_authority(config.state_directory, now)
+    authority = Issuer(own, now, "Restart the service, which makes a new one.")
     identity = authority.issue(f"{_PROXY} {name}", "ticket")
     write(files, identity)
     click.echo(f"Made a ticket certificate, {_end(identity)}: {files.certificate}, {files.key}")

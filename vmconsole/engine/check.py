@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+
+from cryptography.x509 import Certificate
 
 from vmconsole.config import Config
 from vmconsole.engine.credentials import (
@@ -22,7 +24,8 @@ from vmconsole.engine.embedded.https import load_server_certificate
 from vmconsole.engine.embedded.listen import https_endpoint, serves_https, unix_address
 from vmconsole.engine.embedded.upgrade import newest_version, version
 from vmconsole.errors import VMConsoleError
-from vmconsole.pki import alternative_names, issued_by
+from vmconsole.pki import alternative_names, is_authority, issued_by
+from vmconsole.text import printable
 
 
 class Finding(NamedTuple):
@@ -85,9 +88,31 @@ def _check_embedded(config: Config, now: datetime) -> Iterator[Finding]:
     if settings.ticket_ca:
         path = config.path(settings.ticket_ca)
         authorities = load_authorities("engine.embedded.ticket_ca", path)
-        for expiry in expiries("engine.embedded.ticket_ca", path, authorities, now):
-            yield Finding(expiry.text, fatal=False)
+        yield from _check_ticket_authorities(path, authorities, now)
     yield from _check_database(database_url(config))
+
+
+def _check_ticket_authorities(
+    path: Path, certificates: Sequence[Certificate], now: datetime
+) -> Iterator[Finding]:
+    setting = "engine.embedded.ticket_ca"
+    for certificate in certificates:
+        subject = printable(certificate.subject.rfc4514_string())
+        if not is_authority(certificate):
+            yield Finding(
+                f"{setting} ({path}): the certificate of {subject} is no CA's (basicConstraints): "
+                "it counts for nothing there.",
+                fatal=False,
+            )
+            continue
+        if now < certificate.not_valid_before_utc:
+            yield Finding(
+                f"{setting} ({path}): the certificate of {subject} is valid only from "
+                f"{certificate.not_valid_before_utc} on.",
+                fatal=False,
+            )
+        for expiry in expiries(setting, path, [certificate], now):
+            yield Finding(expiry.text, fatal=False)
 
 
 def _check_server(config: Config, now: datetime) -> Iterator[Finding]:

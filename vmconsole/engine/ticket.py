@@ -72,18 +72,19 @@ def sign_ticket(
 class TicketVerifier:
     """Takes tickets whose certificate was issued, directly, by one of ``authorities``.
 
+    Of these only CAs count, and only while they are valid: a file with a chain has others, too.
     Stricter than the real Engine where its format leaves room: see _parse and _check_new. The
     memory against replay holds ``capacity`` tickets; when it is full, tickets are refused.
     """
 
     def __init__(self, authorities: Sequence[x509.Certificate], capacity: int = 65536) -> None:
-        self._authorities = tuple(authorities)
+        self.trust(authorities)
         self._capacity = capacity
         self._seen: dict[bytes, datetime] = {}
 
     def trust(self, authorities: Sequence[x509.Certificate]) -> None:
         """From now on these are the authorities."""
-        self._authorities = tuple(authorities)
+        self._authorities = tuple(filter(pki.is_authority, authorities))
 
     def verify(self, body: bytes, now: datetime) -> str:
         """The signed data. Raises TicketRefused, TicketMalformed."""
@@ -112,7 +113,10 @@ class TicketVerifier:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode())
             key = certificate.public_key()
-            issued = any(pki.issued_by(certificate, authority) for authority in self._authorities)
+            issued = any(
+                pki.is_valid(authority, now) and pki.issued_by(certificate, authority)
+                for authority in self._authorities
+            )
         except _BAD_CERTIFICATE:
             raise TicketRefused("The certificate cannot be read.") from None
         if not isinstance(key, rsa.RSAPublicKey):
@@ -121,7 +125,7 @@ class TicketVerifier:
             raise TicketRefused("The certificate was not issued by the trusted CA.")
         if certificate.subject == certificate.issuer:
             raise TicketRefused("The certificate is self-signed.")
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        if not pki.is_valid(certificate, now):
             raise TicketRefused("The certificate is not valid now.")
         try:
             usages = pki.extended_key_usages(certificate)

@@ -10,7 +10,7 @@ import msgspec
 from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
-from vmconsole.engine.embedded.console_index import ConsoleIndex, Entry
+from vmconsole.engine.embedded.console_index import ConsoleIndex
 from vmconsole.engine.embedded.inventory import Inventory
 from vmconsole.engine.embedded.records import Access, KeyRecord
 from vmconsole.engine.embedded.store import Store
@@ -23,8 +23,6 @@ from vmconsole.threads import InThread
 # The part of an oVirt user's name after the @, which other proxies expect.
 _DOMAIN = "internal"
 _SIMPLE_TYPE = re.compile("[A-Za-z0-9-]+")
-# Consoles in one piece of a reply.
-_PART = 250
 # Bytes of console lists that are kept.
 _KEPT = 64 * 1024 * 1024
 
@@ -103,6 +101,7 @@ class Answers:
         known = kept.access if kept else None
         access = await self._in_thread(lambda: self._store.access(user_id, known))
         if access is None:
+            self._drop((user_id, features))
             raise UnknownUser("There is no user with this id.")
         reply = self._find((user_id, features), access)
         if reply is not None:
@@ -153,15 +152,12 @@ class Answers:
     async def _make_console_list(self, access: Access, features: Features) -> Reply:
         roles: dict[str, Role] = {}
         await in_slices(self._index.roles(access.rules, roles), self._clock)
-        found: list[tuple[Role, Entry]] = []
-        await in_slices(self._index.entries(roles, found), self._clock)
-        return console_list(
-            [
-                entry.json(viewer=role == "viewer", problem=features.console_problem)
-                for role, entry in found
-                if features.role or role == "operator"
-            ]
+        parts: list[bytes] = []
+        steps = self._index.entries(
+            roles, parts, viewers=features.role, problems=features.console_problem
         )
+        await in_slices(steps, self._clock)
+        return console_list(parts)
 
     def _keep(self, key: tuple[str, Features], consoles: _Consoles) -> None:
         self._drop(key)
@@ -176,10 +172,8 @@ class Answers:
             self._kept -= _size(before.reply)
 
 
-def console_list(entries: Sequence[bytes]) -> Reply:
-    """The reply with these consoles."""
-    starts = range(0, len(entries), _PART)
-    parts = [b",".join(entries[start : start + _PART]) for start in starts]
+def console_list(parts: Sequence[bytes]) -> Reply:
+    """The reply with the consoles in ``parts``, each of which has some, or none."""
     return _reply("console_list", "consoles", parts)
 
 
@@ -195,7 +189,8 @@ def _reply(content: str, name: str, parts: Sequence[bytes]) -> Reply:
 
 
 def _size(reply: Reply) -> int:
-    return sum(map(len, reply))
+    # With what Python needs to keep it.
+    return sum(map(len, reply)) + 1024
 
 
 def _is_simple(key: KeyRecord) -> bool:

@@ -18,12 +18,17 @@ from vmconsole.threads import InThread
 
 # Changes that are logged after one look.
 _AT_A_TIME = 1000
+# Stands before the first change: ids begin with 1.
+_NONE = ChangeRecord(0, 0, "", "", "")
 
 
 class _News(NamedTuple):
     revisions: Revisions
     hosts: Sequence[HostRecord] | None
-    changes: Sequence[ChangeRecord]
+    last: ChangeRecord
+    """After which ``changes`` were made."""
+    changes: Sequence[ChangeRecord] = ()
+    set_back: bool = False
 
 
 class ChangeWatch:
@@ -37,7 +42,7 @@ class ChangeWatch:
         self._audit = audit
         self._in_thread = in_thread
         self._seen: Revisions | None = None
-        self._last_change: int | None = None
+        self._last_change: ChangeRecord | None = None
         self._trouble = ""
 
     async def look(self) -> None:
@@ -60,25 +65,40 @@ class ChangeWatch:
         self._trouble = trouble
 
     def _take(self, news: _News) -> None:
+        if news.set_back:
+            self._log.warn(
+                "The embedded engine's database was set back: what was changed in it before this "
+                "moment may be in no log. See `vmconsole changes`."
+            )
+        self._last_change = news.last
         if news.hosts is not None:
             self._hosts.follow({host.name: host.uri for host in news.hosts})
         for change in news.changes:
-            self._last_change = change.id
             self._audit.changed(change.actor, change.action, change.subject)
+            self._last_change = change
         # Last: what failed is taken again.
         self._seen = news.revisions
 
     def _read(self) -> _News:
         """In a thread."""
-        seen = self._seen
+        seen, last = self._seen, self._last_change
         revisions = self._store.revisions()
-        if revisions == seen:
-            return _News(revisions, None, ())
-        if self._last_change is None:
-            self._last_change = max((each.id for each in self._store.last_changes(1)), default=0)
-        changes = self._store.changes_after(self._last_change, _AT_A_TIME)
+        if last is None:
+            return _News(revisions, self._store.hosts(), self._newest())
+        if revisions == seen and self._hosts.follows:
+            return _News(revisions, None, last)
+        # With the last one again: it shows whether this is still the database that it was in.
+        again = 0 if last is _NONE else 1
+        changes = self._store.changes_after(last.id - again, _AT_A_TIME + again)
+        if again and last not in changes[:1]:
+            # Its revisions, too, may be those of other contents.
+            return _News(revisions, self._store.hosts(), self._newest(), set_back=True)
+        del changes[:again]
         if len(changes) == _AT_A_TIME:
             # There may be more: for the next look.
             revisions = msgspec.structs.replace(revisions, all=-1)
-        same_hosts = seen is not None and seen.hosts == revisions.hosts
-        return _News(revisions, None if same_hosts else self._store.hosts(), changes)
+        same_hosts = seen is not None and seen.hosts == revisions.hosts and self._hosts.follows
+        return _News(revisions, None if same_hosts else self._store.hosts(), last, changes)
+
+    def _newest(self) -> ChangeRecord:
+        return next(iter(self._store.last_changes(1)), _NONE)

@@ -14,6 +14,9 @@ from vmconsole.interfaces import Role
 
 _WILDCARD = re.compile(r"[*?[]")
 _PATTERNS = 1000
+# Patterns that a VM is compared with at a time, and entries in one piece of a reply.
+_AT_ONCE = 50
+_PART = 250
 _VIEWER = b',"role":"viewer"'
 
 
@@ -65,19 +68,32 @@ class ConsoleIndex:
             placement = self._inventory.find(id)
             if placement is None or found.get(id) == "operator":
                 continue
-            for matcher, role in wildcards:
+            for number, (matcher, role) in enumerate(wildcards, 1):
                 if matcher.match(placement.domain.name):
                     _add(found, id, role)
                     break
+                if not number % _AT_ONCE:
+                    yield
             yield
 
-    def entries(self, roles: Mapping[str, Role], found: list[tuple[Role, Entry]]) -> Iterator[None]:
-        """Put the entries of these VMs into ``found``, by id."""
+    def entries(
+        self, roles: Mapping[str, Role], parts: list[bytes], *, viewers: bool, problems: bool
+    ) -> Iterator[None]:
+        """Put the entries of these VMs into ``parts``, by id, some in each.
+
+        ``viewers``: also of those that may only be watched; ``problems``: with what keeps a
+        console shut.
+        """
+        part: list[bytes] = []
         for id in sorted(roles):
-            placement = self._inventory.find(id)
-            if placement is not None:
-                found.append((roles[id], self._entry(id, placement)))
+            placement, viewer = self._inventory.find(id), roles[id] != "operator"
+            if placement is not None and (viewers or not viewer):
+                part.append(self._entry(id, placement).json(viewer=viewer, problem=problems))
+            if len(part) == _PART:
+                parts.append(b",".join(part))
+                part.clear()
             yield
+        parts.append(b",".join(part))
 
     def _entry(self, id: str, placement: Placement) -> Entry:
         entry = self._entries.get(id)

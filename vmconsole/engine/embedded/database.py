@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from typing import Literal
 
-from sqlalchemy import URL, Connection, create_engine, event, select, update
+from sqlalchemy import URL, Connection, create_engine, event, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -25,12 +26,15 @@ from vmconsole.config import Config
 from vmconsole.engine.embedded.schema import meta
 from vmconsole.engine.embedded.upgrade import check_version, newest_version, upgrade, version
 from vmconsole.errors import ConfigError, StoreError, StoreUnavailable
+from vmconsole.pki import give_to_owner_of, make_private_directory
 from vmconsole.text import printable
 
 Part = Literal["keys", "access", "hosts"]
 
 _BUSY_SECONDS = 10
 _RETRY_SECONDS = 0.01
+_LARGEST_STEP = 2**31
+_VERSION = text("SELECT version_num FROM alembic_version")
 _LONGEST = 300
 _PASSWORDS = ("password", "sslpassword", "passwd")
 # What becomes better by itself, or by somebody's hand, while we run.
@@ -91,6 +95,12 @@ def database_file(url: str) -> Path | None:
     return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
+def random_step() -> int:
+    """By how much a revision grows: one that was set back, with a backup, never comes to stand for
+    something else that way."""
+    return 1 + secrets.randbelow(_LARGEST_STEP)
+
+
 class Database:
     """Transactions on the database at ``url``. All methods wait, and raise StoreError.
 
@@ -98,11 +108,16 @@ class Database:
     nothing, and raises ConfigError.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, step: Callable[[], int] = random_step) -> None:
+        """``step`` gives by how much a revision grows."""
         parsed = make_url(url)
+        self._step = step
         self._name = _shown(parsed)
         self._file = database_file(url)
         self._is_ours = False
+        # From ``open`` on.
+        self._version = ""
+        self._opened_file: tuple[int, int] | None = None
         try:
             if self._file is not None:
                 self._engine = create_engine(parsed)
@@ -134,10 +149,14 @@ class Database:
             check_version(found, self._name)
         self._is_ours = True
         self._engine.dispose()
-        if found == newest_version():
-            return ""
-        with self._transaction(write=True) as connection:
-            return upgrade(connection, self._name, self._file)
+        done = ""
+        if found != newest_version():
+            with self._transaction(write=True) as connection:
+                done = upgrade(connection, self._name, self._file)
+        if self._file is not None:
+            self._opened_file = _identity(self._file)
+        self._version = newest_version()
+        return done
 
     def check(self) -> None:
         """Raise what ``open`` would, as far as it shows without changing anything."""
@@ -164,17 +183,18 @@ class Database:
         """
         with self._transaction(write=True) as connection:
             # First, so that on PostgreSQL writers wait for each other here.
-            columns = (meta.c.revision, *(meta.c[f"{part}_revision"] for part in parts))
-            connection.execute(update(meta).values({each: each + 1 for each in columns}))
+            step = self._step()
+            columns = [meta.c[f"{part}_revision"] for part in ("all", *parts)]
+            connection.execute(update(meta).values({each: each + step for each in columns}))
             yield connection
 
     def revision(self, connection: Connection, part: Part | None = None) -> int:
         """Grows with each transaction that changed something of ``part``; None: anything."""
-        column = meta.c[f"{part}_revision"] if part else meta.c.revision
-        return int(connection.execute(select(column)).scalar_one())
+        return int(connection.execute(select(meta.c[f"{part or 'all'}_revision"])).scalar_one())
 
     @contextmanager
     def _transaction(self, write: bool) -> Iterator[Connection]:
+        self._check_file()
         try:
             with self._engine.connect() as plain:
                 if self._file is not None:
@@ -184,14 +204,39 @@ class Database:
                     level = "READ COMMITTED" if write else "REPEATABLE READ"
                     plain = plain.execution_options(isolation_level=level)
                 with plain.begin():
+                    self._check_version(plain)
                     yield plain
         except DBAPIError as error:
-            text = f"The database {self._name} failed: {_one_line(error.orig)}."
-            raise (StoreUnavailable if _may_recover(error) else StoreError)(text) from error
+            reason = f"The database {self._name} failed: {_one_line(error.orig)}."
+            raise (StoreUnavailable if _may_recover(error) else StoreError)(reason) from error
         except SQLAlchemyError as error:
             # A pool without a free connection is one: all of them hang.
-            text = f"The database {self._name} failed: {_one_line(error)}."
-            raise StoreUnavailable(text) from error
+            reason = f"The database {self._name} failed: {_one_line(error)}."
+            raise StoreUnavailable(reason) from error
+
+    def _check_file(self) -> None:
+        # Connections would go on with the old file, and new ones mix the new one with its log.
+        if self._file is None or self._opened_file is None:
+            return
+        now = _identity(self._file)
+        if now is None:
+            raise StoreUnavailable(f"The database {self._name} is gone.")
+        if now != self._opened_file:
+            raise StoreError(
+                f"The database {self._name} was replaced by another file while it was in use: "
+                f"stop the service, remove {self._file.name}-wal and {self._file.name}-shm if the "
+                "new file came without them, and start it again."
+            )
+
+    def _check_version(self, connection: Connection) -> None:
+        # Who does not know what was added would leave it out of what it answers.
+        if self._version:
+            found = connection.execute(_VERSION).scalar()
+            if found != self._version:
+                raise StoreError(
+                    f"The database {self._name} was upgraded to version {found} meanwhile: restart "
+                    "what works on it, with a vmconsole that is as new."
+                )
 
     def _prepare_sqlite(self, connection: SQLiteConnection, _: object) -> None:
         for pragma in (
@@ -204,6 +249,15 @@ class Database:
         if self._is_ours:
             # This writes into the file.
             _execute(connection, "PRAGMA journal_mode = WAL")
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Which file it is now; None: there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _missing(url: URL) -> dict[str, str]:
@@ -233,13 +287,19 @@ def _shown(url: URL) -> str:
 def _make_private(file: Path) -> None:
     """Create the file for its owner only; SQLite gives its other files the same mode."""
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(file.parent)
+        if os.geteuid() == 0 and file.is_symlink() and file.lstat().st_uid != 0:
+            # Whoever made the link would have root write into any file.
+            raise StoreError(
+                f"The database {file} is a symbolic link that is not root's, and root does not "
+                "follow it: work on it as the user whom the service runs as."
+            )
         with suppress(FileExistsError):
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            if os.geteuid() == 0:
-                # The command may run as root, and the service as the directory's owner.
-                owner = file.parent.stat()
-                os.chown(file, owner.st_uid, owner.st_gid)
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            try:
+                give_to_owner_of(file.parent, descriptor)
+            finally:
+                os.close(descriptor)
     except OSError as error:
         raise StoreError(f"The database {file} cannot be made: {error.strerror}.") from error
 

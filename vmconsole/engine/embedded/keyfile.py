@@ -12,7 +12,23 @@ from vmconsole.engine.keyline import KeyLine, parse_key_line
 from vmconsole.errors import StoreError
 from vmconsole.publickeys import RSA_BITS
 
-_PRIVATE_KEY = re.compile("PRIVATE KEY|PuTTY-User-Key-File", re.IGNORECASE)
+# Also without its first line, as what stands behind a public key: how the base64 of such a key
+# begins. "MII" is in some public keys, too, but in none at the beginning.
+_PRIVATE_KEY = re.compile(
+    r"(?i:PRIVATE KEY|PuTTY-User-Key-File)"
+    # OpenSSH's own format.
+    r"|b3BlbnNzaC1rZXktdjE"
+    # PKCS#8, ed25519.
+    r"|MC4CAQAw"
+    r"|(?<![A-Za-z0-9+/])(?:"
+    # What takes 256 bytes and more: PKCS#1, PKCS#8 with RSA.
+    r"MII"
+    # 128 bytes and more: SEC 1, PKCS#8 with EC; encrypted PKCS#8.
+    r"|MI[GH].(?:AgE[AB]|M[A-P].GCSqGSIb3)"
+    # Less: SEC 1 with P-256, PKCS#8 with Ed448.
+    r"|M[A-P].CAQ[AE]"
+    r")[A-Za-z0-9+/]{20}"
+)
 
 
 def parse_public_keys(text: str) -> list[KeyLine]:

@@ -28,12 +28,12 @@ def text(length: int | None = None) -> TypeEngine[str]:
 _serial = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData()
-# One row. Each revision counts the transactions that changed what its name says.
+# One row. Each revision grows with the transactions that changed what its name says.
 meta = Table(
     "meta",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("revision", BigInteger, nullable=False),
+    Column("all_revision", BigInteger, nullable=False),
     Column("keys_revision", BigInteger, nullable=False, server_default="0"),
     Column("access_revision", BigInteger, nullable=False, server_default="0"),
     Column("hosts_revision", BigInteger, nullable=False, server_default="0"),
@@ -85,6 +85,7 @@ grants = Table(
     Column("role", text(16), nullable=False),
     Column("created", BigInteger, nullable=False),
     CheckConstraint("(user_id IS NULL) <> (group_id IS NULL)", name="grants_subject"),
+    CheckConstraint("role IN ('operator', 'viewer')", name="grants_role"),
     UniqueConstraint("user_id", "pattern", name="grants_user_pattern"),
     UniqueConstraint("group_id", "pattern", name="grants_group_pattern"),
 )

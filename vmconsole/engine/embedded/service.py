@@ -8,7 +8,6 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any, TypeVar
 
-from cryptography import x509
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -93,8 +92,6 @@ class EmbeddedEngine(Service):
         self._ports: list[IListeningPort] = []
         self._verifier = TicketVerifier(())
         self._identities: TicketIdentities | None = None
-        # Of CAs of our own that were replaced while we ran.
-        self._former: list[x509.Certificate] = []
         self._renewal = LoopingCall(self._renew)
         self._renewal.clock = reactor
         self._open = False
@@ -163,16 +160,14 @@ class EmbeddedEngine(Service):
             self._log.failure("Renewing the ticket certificates")
 
     def _use(self, identities: TicketIdentities) -> None:
-        before, self._identities = self._identities, identities
-        if before is not None and before.authority.certificate != identities.authority.certificate:
-            # Other proxies have certificates of that one, until they are given new ones.
-            self._former.append(before.authority.certificate)
+        self._identities = identities
         self._trust()
 
     def _trust(self) -> None:
         if self._identities is not None:
             own = self._identities.authority.certificate
-            self._verifier.trust([own, *self._former, *self.files.ticket_authorities])
+            former = self._identities.former
+            self._verifier.trust([own, *former, *self.files.ticket_authorities])
 
     async def _open_store(self) -> None:
         done = await self._in_thread(self._store.open)

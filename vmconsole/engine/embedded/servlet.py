@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from vmconsole.engine.embedded.answers import Answers, Features, Reply, console_list
 from vmconsole.engine.embedded.connections import LimitedSite
+from vmconsole.engine.embedded.refusals import Refusals
 from vmconsole.engine.ticket import MAX_TICKET_BYTES, TicketRefused, TicketVerifier
 from vmconsole.errors import EngineUnreachable, StoreUnavailable, VMConsoleError
 from vmconsole.text import printable
@@ -40,6 +41,7 @@ class ConsoleProxyServlet(Resource):
         self._answers = answers
         self._verifier = verifier
         self._clock = clock
+        self._refusals = Refusals(self._log, clock)
         self._asking = 0
 
     def render(self, request: Request) -> bytes | int:
@@ -80,14 +82,14 @@ class ConsoleProxyServlet(Resource):
             finally:
                 self._asking -= 1
         except TicketRefused as error:
-            self._log.warn("Refused a ticket: {reason}", reason=str(error))
+            self._refusals.tell("Refused a ticket", str(error))
             return 403, ()
         except (StoreUnavailable, EngineUnreachable) as error:
             # No answer, so that clients go by what they know for a while.
-            self._log.warn("There is no answer now: {reason}", reason=str(error))
+            self._refusals.tell("There is no answer now", str(error))
             return 503, ()
         except VMConsoleError as error:
-            self._log.warn("Failed on a request: {reason}", reason=str(error))
+            self._refusals.tell("Failed on a request", str(error))
             return 500, ()
         except Exception:
             self._log.failure("Failed on a request")

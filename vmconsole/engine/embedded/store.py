@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import Connection, delete, insert, select, union
 
 from vmconsole.engine.embedded import queries
-from vmconsole.engine.embedded.database import Database, Part
+from vmconsole.engine.embedded.database import Database, Part, random_step
 from vmconsole.engine.embedded.keyfile import parse_public_keys
 from vmconsole.engine.embedded.queries import quoted
 from vmconsole.engine.embedded.records import (
@@ -59,13 +59,17 @@ class Store:
 
     All methods wait, and raise StoreError, with a text for the person who asked; StoreUnavailable
     when the database does not work now. ``now`` gives seconds since the epoch, ``actor`` is who
-    makes the changes. ``open`` comes first.
+    makes the changes, ``step`` by how much a revision grows. ``open`` comes first.
     """
 
     def __init__(
-        self, url: str, now: Callable[[], float] = time.time, actor: str = "vmconsole"
+        self,
+        url: str,
+        now: Callable[[], float] = time.time,
+        actor: str = "vmconsole",
+        step: Callable[[], int] = random_step,
     ) -> None:
-        self._database = Database(url)
+        self._database = Database(url, step)
         self._now = now
         self._actor = printable(actor)[:_MAX_ACTOR]
 
@@ -85,7 +89,7 @@ class Store:
 
     def revisions(self) -> Revisions:
         """By which it shows what has changed."""
-        columns = (meta.c.revision, meta.c.keys_revision)
+        columns = (meta.c.all_revision, meta.c.keys_revision)
         query = select(*columns, meta.c.access_revision, meta.c.hosts_revision)
         with self._database.reading() as connection:
             return Revisions(*connection.execute(query).one())

@@ -88,16 +88,22 @@ def _copy(file: Path, copy: Path) -> None:
     temporary = copy.with_name(f"{copy.name}.new")
     try:
         temporary.unlink(missing_ok=True)
-        owner = file.stat()
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        if os.geteuid() == 0:
-            os.chown(temporary, owner.st_uid, owner.st_gid)
         with (
             closing(sqlite3.connect(file)) as source,
-            closing(sqlite3.connect(temporary)) as target,
+            closing(sqlite3.connect(":memory:")) as target,
         ):
             source.backup(target)
-        _sync(temporary)
+            content = target.serialize()
+        # SQLite would open it by its name, which may lead elsewhere: root writes here, in a
+        # directory of the service's.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(temporary, flags, 0o600), "wb") as output:
+            if os.geteuid() == 0:
+                owner = file.stat()
+                os.fchown(output.fileno(), owner.st_uid, owner.st_gid)
+            output.write(content)
+            output.flush()
+            os.fsync(output.fileno())
         os.replace(temporary, copy)
         _sync(copy.parent)
     except (OSError, sqlite3.Error) as error:

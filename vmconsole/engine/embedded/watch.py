@@ -25,13 +25,27 @@ class HostWatch:
         self._source = source
         self._inventory = inventory
         self._hosts: dict[str, str] = {}
+        self._started = False
+        self._follows = False
 
     def start(self) -> None:
         """Be told what stands on the hosts."""
         self._source.observer = self._inventory
+        self._started = True
+
+    @property
+    def follows(self) -> bool:
+        """Whether it watches all that it was told; not before it is told, nor after stop."""
+        return self._follows
 
     def follow(self, hosts: Mapping[str, str]) -> None:
-        """Watch these from now on: URIs by name; an empty URI is the configuration's rule."""
+        """Watch these from now on: URIs by name; an empty URI is the configuration's rule.
+
+        Nothing, unless it is started: what was read before stop may come after it.
+        """
+        self._follows = False
+        if not self._started:
+            return
         wanted = hosts or LOCAL_HOST
         for name in self._hosts.keys() - wanted.keys():
             self._forget(name)
@@ -48,9 +62,15 @@ class HostWatch:
                 self._log.error(
                     "{host} is not watched: {reason}", host=printable(name), reason=str(error)
                 )
+            except Exception:
+                # No refusal, but a mistake: the next one to say so tries again.
+                self._forget(name)
+                raise
+        self._follows = True
 
     def stop(self) -> None:
         """Watch nothing."""
+        self._started = self._follows = False
         for name in list(self._hosts):
             self._forget(name)
         self._source.observer = None

@@ -37,6 +37,9 @@ def upgrade() -> None:
     _make_grants()
     for name in ("keys_revision", "access_revision", "hosts_revision"):
         op.add_column("meta", sa.Column(name, sa.BigInteger, nullable=False, server_default="0"))
+    # A service of the former version that still runs would serve keys without their options: like
+    # this it fails instead.
+    op.execute("ALTER TABLE meta RENAME COLUMN revision TO all_revision")
     # Alembic's own table has it from now on.
     op.drop_column("meta", "schema_version")
 
@@ -54,6 +57,7 @@ def _make_grants() -> None:
         sa.Column("created", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("id", name="grants_id"),
         sa.CheckConstraint("(user_id IS NULL) <> (group_id IS NULL)", name="grants_subject"),
+        sa.CheckConstraint("role IN ('operator', 'viewer')", name="grants_role"),
         sa.UniqueConstraint("user_id", "pattern", name="grants_user_pattern"),
         sa.UniqueConstraint("group_id", "pattern", name="grants_group_pattern"),
     )
