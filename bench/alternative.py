@@ -14,7 +14,7 @@ from bench import processes
 from bench.lists import VM, menu
 from bench.server import ADDRESS, free_port, output, program
 from bench.side import Access, Side
-from vmconsole.ssh.transport import KEX
+from vmconsole.ssh.algorithms import KEX
 
 # Seconds until the processes of a connection that ended must be gone.
 _SETTLE = 5.0

@@ -26,7 +26,8 @@ from vmconsole.console.pool import ConsolePool
 from vmconsole.engine.last_answer import Lifetimes
 from vmconsole.engine.permissions import Permissions
 from vmconsole.interfaces import AuthorizedKey, User
-from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
+from vmconsole.ssh.avatar import ConsoleRealm
+from vmconsole.ssh.checker import EngineKeyChecker
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.factory import ConsoleSSHFactory
 

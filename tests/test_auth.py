@@ -22,7 +22,8 @@ from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey
 from vmconsole.keyoptions import KeyOptions
 from vmconsole.publickeys import fingerprint
-from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
+from vmconsole.ssh.avatar import ConsoleRealm
+from vmconsole.ssh.checker import EngineKeyChecker
 
 SUCCESS = userauth.MSG_USERAUTH_SUCCESS
 FAILURE = userauth.MSG_USERAUTH_FAILURE

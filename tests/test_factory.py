@@ -13,7 +13,8 @@ from tests.sshpair import HOST_KEY, SSHPair
 from vmconsole import pki
 from vmconsole.config import SSH, Config, State
 from vmconsole.errors import ConfigError
-from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys
+from vmconsole.ssh.algorithms import choose_all_algorithms
+from vmconsole.ssh.hostkeys import load_host_keys
 
 
 class HostKeyTests(SynchronousTestCase):

@@ -13,7 +13,7 @@ from tests.fakes import console
 from tests.sshpair import ALICE, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import ConfigError
-from vmconsole.ssh.transport import choose_algorithms
+from vmconsole.ssh.algorithms import choose_algorithms
 
 
 def offered(pair: SSHPair) -> list[list[bytes]]:

@@ -12,7 +12,9 @@ from vmconsole.engine.check import Finding, check_engine
 from vmconsole.engine.credentials import HOST_CERTIFICATES, host_expiries
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_uri import host_uri
-from vmconsole.ssh.factory import choose_all_algorithms, load_host_keys, make_endpoint
+from vmconsole.ssh.algorithms import choose_all_algorithms
+from vmconsole.ssh.factory import make_endpoint
+from vmconsole.ssh.hostkeys import load_host_keys
 
 
 def check(config: Config, now: datetime) -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from vmconsole.errors import ConfigError
 
 # Bytes of a recording's file; less would be a file for each screen.
 _SMALLEST_FILE = 65536
+# Bytes between two key exchanges; less would be little else than exchanges.
+_LEAST_REKEY = 1048576
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,7 +31,13 @@ class SSH(_Section, frozen=True):
     ciphers: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
     host_key_algorithms: tuple[str, ...] = ()
+    host_certificates: tuple[str, ...] = ()
+    user_ca: str = ""
+    revoked_keys: str = ""
     banner: str = ""
+    keepalive: float = 10.0
+    rekey_bytes: int = 1073741824
+    rekey_seconds: float = 3600.0
 
 
 class EmbeddedEngine(_Section, frozen=True):
@@ -92,12 +100,19 @@ class Recording(_Section, frozen=True):
 
 
 class Limits(_Section, frozen=True):
-    """What one client may ask of us."""
+    """What clients may ask of us; where 0 is the default, it is no limit."""
 
+    connections: int = 1000
+    per_address: int = 64
+    unauthenticated: int = 100
     login_grace: float = 30.0
     auth_tries: int = 6
     auth_queries: int = 64
     sessions_per_connection: int = 8
+    sessions_per_user: int = 0
+    idle: float = 0.0
+    ban_after: int = 0
+    ban_seconds: float = 600.0
 
 
 class State(_Section, frozen=True):
@@ -186,6 +201,12 @@ def _check(config: Config) -> None:
         "engine.timeout": config.engine.timeout,
         "engine.recheck": config.engine.recheck,
         "console.backlog": config.console.backlog,
+        "ssh.keepalive": config.ssh.keepalive,
+        "ssh.rekey_seconds": config.ssh.rekey_seconds,
+        "limits.connections": config.limits.connections,
+        "limits.per_address": config.limits.per_address,
+        "limits.unauthenticated": config.limits.unauthenticated,
+        "limits.ban_seconds": config.limits.ban_seconds,
         "limits.login_grace": config.limits.login_grace,
         "limits.auth_tries": config.limits.auth_tries,
         "limits.auth_queries": config.limits.auth_queries,
@@ -201,6 +222,9 @@ def _check(config: Config) -> None:
         "console.linger": config.console.linger,
         "console.follow": config.console.follow,
         "console.handover_idle": config.console.handover_idle,
+        "limits.sessions_per_user": config.limits.sessions_per_user,
+        "limits.idle": config.limits.idle,
+        "limits.ban_after": config.limits.ban_after,
         "recording.max_age": config.recording.max_age,
         "recording.retain_age": config.recording.retain_age,
         "recording.retain_bytes": config.recording.retain_bytes,
@@ -208,6 +232,10 @@ def _check(config: Config) -> None:
     for key, value in not_negative.items():
         if not (value >= 0 and math.isfinite(value)):
             raise ConfigError(f"{key} = {value}: 0 is the least.")
+    if config.ssh.rekey_bytes < _LEAST_REKEY:
+        raise ConfigError(
+            f"ssh.rekey_bytes = {config.ssh.rekey_bytes}: {_LEAST_REKEY} bytes is the least."
+        )
     if config.ssh.listen and not config.ssh.users:
         raise ConfigError("ssh.users is empty: nobody could log in. Name at least one.")
     if config.ssh.listen and not config.ssh.host_keys:

@@ -33,9 +33,11 @@ from vmconsole.errors import ConfigError, VMConsoleError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.publickeys import fingerprint
 from vmconsole.signals import HangUp
-from vmconsole.ssh.auth import ConsoleRealm, EngineKeyChecker
+from vmconsole.ssh.avatar import ConsoleRealm
+from vmconsole.ssh.checker import EngineKeyChecker
 from vmconsole.ssh.commands import Commands
-from vmconsole.ssh.factory import ConsoleSSHFactory, load_host_keys, make_endpoint
+from vmconsole.ssh.factory import ConsoleSSHFactory, make_endpoint
+from vmconsole.ssh.hostkeys import load_host_keys
 
 _log = Logger()
 

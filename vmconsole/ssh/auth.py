@@ -1,230 +1,32 @@
-"""Public-key logins: the userauth service, the credentials checker, the realm and its avatar."""
+"""The userauth service: logins with public keys, within limits."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-from twisted.conch.avatar import ConchUser
 from twisted.conch.error import IgnoreAuthentication, ValidPublicKey
 from twisted.conch.interfaces import IConchUser
 from twisted.conch.ssh import transport, userauth
 from twisted.conch.ssh.common import NS, getNS
-from twisted.conch.ssh.keys import BadKeyError, Key
-from twisted.cred.checkers import ICredentialsChecker
-from twisted.cred.credentials import ISSHPrivateKey, SSHPrivateKey
+from twisted.cred.credentials import SSHPrivateKey
 from twisted.cred.error import UnauthorizedLogin
-from twisted.cred.portal import IRealm
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from zope.interface import Interface, implementer
 
-from vmconsole.audit import Audit, Login
-from vmconsole.errors import EngineError, EngineUnreachable, KeyRefused
-from vmconsole.interfaces import IPermissions, IWatch, KeyOwner
-from vmconsole.publickeys import KEY_TYPES, RSA_BITS, fingerprint
-from vmconsole.ssh.commands import Commands
+from vmconsole.errors import EngineError, EngineUnreachable
+from vmconsole.publickeys import fingerprint
+from vmconsole.ssh.avatar import Connection
+from vmconsole.ssh.checker import UNPARSABLE, AddressedKey, NotHere
 from vmconsole.ssh.logs import conch_logger
-from vmconsole.ssh.session import SessionChannel
-from vmconsole.text import ago, printable, printable_bytes
+from vmconsole.text import ago, printable
 
 if TYPE_CHECKING:
     from vmconsole.ssh.transport import ConsoleTransport
 
 MSG_USERAUTH_BANNER = 53  # RFC 4252, section 5.4; Conch does not know it
-# Flags in a security key's signature (OpenSSH's PROTOCOL.u2f).
-_USER_PRESENT = 0x01
-_USER_VERIFIED = 0x04
-_UNPARSABLE = (BadKeyError, ValueError, LookupError, struct.error)
 # Requests that a client may send before the first is answered (RFC 4252, section 5.1).
 _MAX_WAITING = 16
-
-# Signature algorithm -> the type of key that makes such signatures: never RSA with SHA-1.
-USER_KEY_ALGORITHMS = {
-    **{kind.encode(): kind.encode() for kind in sorted(KEY_TYPES - {"ssh-rsa"})},
-    b"rsa-sha2-512": b"ssh-rsa",
-    b"rsa-sha2-256": b"ssh-rsa",
-}
-
-
-class Connection(msgspec.Struct, frozen=True):
-    """The cred *mind*: the connection on which somebody logs in."""
-
-    session: str
-    address: str
-    blob: bytes
-
-
-class AddressedKey(SSHPrivateKey):
-    """A key, and where it comes from: the engine may let it in from some addresses only."""
-
-    def __init__(self, credentials: SSHPrivateKey, address: str) -> None:
-        super().__init__(
-            credentials.username,
-            credentials.algName,
-            credentials.blob,
-            credentials.sigData,
-            credentials.signature,
-        )
-        self.address = address
-
-
-class _NotHere(UnauthorizedLogin):
-    """The options of a known key do not let it in; the text may be shown."""
-
-
-@implementer(ICredentialsChecker)
-class EngineKeyChecker:
-    """Knows a key when the engine does, and says so truthfully when it is only asked about.
-
-    Names outside ``users``, unknown keys, and keys that may not be used here fail with
-    UnauthorizedLogin, a known key without a signature with ValidPublicKey (RFC 4252, section 7),
-    no answer from the engine with EngineError. The avatar id is the KeyOwner.
-    """
-
-    credentialInterfaces = (ISSHPrivateKey,)
-
-    def __init__(self, permissions: IPermissions, users: Sequence[str]) -> None:
-        self._permissions = permissions
-        self._users = frozenset(name.encode() for name in users)
-
-    # cred's avatar ids are bytes; the KeyOwner saves the realm from asking again.
-    def requestAvatarId(  # type: ignore[override]
-        self, credentials: AddressedKey
-    ) -> Deferred[KeyOwner]:
-        """See ICredentialsChecker."""
-        return Deferred.fromCoroutine(self._check(credentials))
-
-    async def _check(self, credentials: AddressedKey) -> KeyOwner:
-        if credentials.username not in self._users:
-            raise UnauthorizedLogin("no such user name here")
-        key = _acceptable_key(credentials.algName, credentials.blob)
-        try:
-            owner = await self._permissions.owner(credentials.blob, credentials.address)
-        except KeyRefused as error:
-            raise _NotHere(str(error)) from error
-        if owner is None:
-            raise UnauthorizedLogin("the engine knows no user with this key")
-        if credentials.signature is None:
-            raise ValidPublicKey
-        _verify(key, credentials, owner.verify_required)
-        return owner
-
-
-def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
-    # Conch trusts the algorithm that the client names, and has no floor for a key's size.
-    key_type = USER_KEY_ALGORITHMS.get(algorithm)
-    if key_type is None:
-        raise UnauthorizedLogin(f"algorithm {printable_bytes(algorithm)} is not accepted")
-    try:
-        key: Key = Key.fromString(blob, type="BLOB")
-    except _UNPARSABLE as error:
-        raise UnauthorizedLogin("the key cannot be parsed") from error
-    if key.sshType() != key_type:
-        raise UnauthorizedLogin("the key is not of the type that its algorithm names")
-    if key_type == b"ssh-rsa" and key.size() not in RSA_BITS:
-        raise UnauthorizedLogin(f"RSA keys have {RSA_BITS[0]} to {RSA_BITS[-1]} bits here")
-    return key
-
-
-def _verify(key: Key, credentials: SSHPrivateKey, verify_required: bool) -> None:
-    signature = credentials.signature
-    try:
-        named, _, rest = getNS(signature, 2)
-    except struct.error as error:
-        raise UnauthorizedLogin("the signature cannot be parsed") from error
-    if named != credentials.algName:
-        raise UnauthorizedLogin("the signature is not of the algorithm that was named")
-    if key.isSecurityKey() and not (rest and rest[0] & _USER_PRESENT):
-        raise UnauthorizedLogin("nobody touched the security key")
-    if verify_required and not (rest and rest[0] & _USER_VERIFIED):
-        raise UnauthorizedLogin("the security key did not verify its user (verify-required)")
-    try:
-        good = key.verify(signature, credentials.sigData)
-    except Exception as error:  # cryptography has several for bytes that are no signature
-        raise UnauthorizedLogin("the signature cannot be parsed") from error
-    if not good:
-        raise UnauthorizedLogin("the signature is wrong")
-
-
-class ConsoleAvatar(ConchUser):
-    """A user who is logged in: has session channels, and nothing else."""
-
-    watch: IWatch
-    """The look at whether the login still holds."""
-
-    def __init__(
-        self, login: Login, commands: Commands, clock: IReactorTime, max_sessions: int
-    ) -> None:
-        super().__init__()
-        self.login = login
-        self.max_sessions = max_sessions
-        self.revoked = ""
-        """Why it does not."""
-        self.channelLookup[b"session"] = partial(SessionChannel, clock=clock)
-        self._commands = commands
-
-    def run(self, channel: SessionChannel, line: bytes) -> Deferred[int]:
-        """Carry out a command line on ``channel``; fires with the exit status."""
-        return Deferred.fromCoroutine(self._commands.run(channel, self.login, self.watch, line))
-
-    def revoke(self, reason: str) -> None:
-        """End all that the user does here, and the connection."""
-        self.revoked = reason
-        self.conn.end_all(reason)
-
-
-@implementer(IRealm)
-class ConsoleRealm:
-    """Makes avatars of the engine's users, and has them looked at while they are here."""
-
-    def __init__(
-        self,
-        permissions: IPermissions,
-        commands: Commands,
-        audit: Audit,
-        clock: IReactorTime,
-        max_sessions: int,
-    ) -> None:
-        self._permissions = permissions
-        self._commands = commands
-        self._audit = audit
-        self._clock = clock
-        self._max_sessions = max_sessions
-
-    def requestAvatar(  # type: ignore[override]
-        self, avatarId: KeyOwner, mind: Connection, *interfaces: type[Interface]
-    ) -> tuple[type[Interface], ConsoleAvatar, Callable[[], None]]:
-        """See IRealm; the mind is the Connection."""
-        if IConchUser not in interfaces:
-            raise NotImplementedError("a console user is an IConchUser, nothing else")
-        login = Login(
-            session=mind.session,
-            user=avatarId.user,
-            fingerprint=fingerprint(mind.blob),
-            address=mind.address,
-            answered=avatarId.answered,
-        )
-        avatar = ConsoleAvatar(login, self._commands, self._clock, self._max_sessions)
-
-        def revoked(reason: str) -> None:
-            self._audit.revoked(login, reason)
-            avatar.revoke(reason)
-
-        def unchecked(since: float | None) -> None:
-            if since is None:
-                self._audit.checked(login)
-            else:
-                self._audit.unchecked(login, since)
-
-        avatar.watch = self._permissions.watch(
-            mind.blob, mind.address, avatarId, revoked, unchecked
-        )
-        return IConchUser, avatar, avatar.watch.stop
 
 
 class UserAuth(userauth.SSHUserAuthServer):
@@ -288,7 +90,7 @@ class UserAuth(userauth.SSHUserAuthServer):
         tries = self.transport.tries
         try:
             credentials = self._credentials(packet)
-        except _UNPARSABLE as error:
+        except UNPARSABLE as error:
             tries.refusal = "the request cannot be parsed"
             raise UnauthorizedLogin(tries.refusal) from error
         if self.nextService != b"ssh-connection":
@@ -309,7 +111,7 @@ class UserAuth(userauth.SSHUserAuthServer):
             raise IgnoreAuthentication from None
         except UnauthorizedLogin as refusal:
             tries.refusal = str(refusal)
-            if isinstance(refusal, _NotHere):
+            if isinstance(refusal, NotHere):
                 self.tell(f"[vmconsole: {refusal}]")
             raise
         except EngineError as error:

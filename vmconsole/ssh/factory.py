@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from twisted.conch.ssh import factory
-from twisted.conch.ssh.keys import BadKeyError, EncryptedKeyError, Key
+from twisted.conch.ssh.keys import Key
 from twisted.cred.portal import Portal
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEndpoint
 
 from vmconsole.audit import Audit
-from vmconsole.config import SSH, Config
+from vmconsole.config import Config
 from vmconsole.errors import ConfigError
-from vmconsole.pki import write_private
-from vmconsole.ssh.auth import USER_KEY_ALGORITHMS, UserAuth
+from vmconsole.ssh.algorithms import choose_all_algorithms
+from vmconsole.ssh.auth import UserAuth
+from vmconsole.ssh.checker import USER_KEY_ALGORITHMS
 from vmconsole.ssh.connection import ConsoleConnection
-from vmconsole.ssh.transport import ConsoleTransport, choose_algorithms
+from vmconsole.ssh.transport import ConsoleTransport
 
 _RSA_BITS = 3072
 _MIN_RSA_BITS = 2048
@@ -86,33 +85,6 @@ class ConsoleSSHFactory(factory.SSHFactory):
         return self.services[service] if service == wanted else None
 
 
-class Algorithms(NamedTuple):
-    """What is offered to clients, in order of preference."""
-
-    kex: Sequence[bytes]
-    host_keys: Sequence[bytes]
-    ciphers: Sequence[bytes]
-    macs: Sequence[bytes]
-
-
-def choose_all_algorithms(ssh: SSH, host_keys: Mapping[bytes, Key]) -> Algorithms:
-    """What the configuration offers with these host keys; with none, as if there were all.
-
-    Raises ConfigError for a name that is unknown or weak, and when no host key is left to offer.
-    """
-    possible = choose_algorithms("host_key_algorithms", ssh.host_key_algorithms)
-    usable = {name for key in host_keys.values() for name in key.supportedSignatureAlgorithms()}
-    offered = [name for name in possible if name in usable or not host_keys]
-    if not offered:
-        raise ConfigError("ssh.host_key_algorithms: none goes with the keys of ssh.host_keys.")
-    return Algorithms(
-        choose_algorithms("kex", ssh.kex),
-        offered,
-        choose_algorithms("ciphers", ssh.ciphers),
-        choose_algorithms("macs", ssh.macs),
-    )
-
-
 def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """What ``ssh.listen`` names; see twisted.internet.endpoints.serverFromString.
 
@@ -126,69 +98,3 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
             f"tcp:2222:interface=127.0.0.1): {error}."
         ) from error
     return endpoint
-
-
-def load_host_keys(config: Config, make_missing: bool = True) -> dict[bytes, Key]:
-    """Read the host keys; one that is missing is made, with mode 0600. Waits for the disk.
-
-    Raises ConfigError when a file cannot be read, made, or is no key for this.
-    """
-    keys: dict[bytes, Key] = {}
-    for name in config.ssh.host_keys:
-        path = config.path(name)
-        try:
-            key = _load_host_key(path)
-        except FileNotFoundError:
-            if not make_missing:
-                continue
-            key = _make_host_key(path)
-        kind = key.sshType()
-        if kind not in (b"ssh-ed25519", b"ssh-rsa"):
-            raise ConfigError(f"{path}: a host key is ed25519 or RSA, not {kind.decode()}.")
-        if kind == b"ssh-rsa" and key.size() < _MIN_RSA_BITS:
-            raise ConfigError(f"{path}: an RSA host key has {_MIN_RSA_BITS} bits or more.")
-        if kind in keys:
-            raise ConfigError(f"{path}: ssh.host_keys names two keys of type {kind.decode()}.")
-        keys[kind] = key
-    return keys
-
-
-def _load_host_key(path: Path) -> Key:
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path}: others may read this host key. chmod 600 {path}")
-        key: Key = Key.fromString(path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"{path}: the host key cannot be read: {error.strerror}.") from error
-    except EncryptedKeyError as error:
-        raise ConfigError(
-            f"{path}: the host key has a passphrase; nobody is there to type it."
-        ) from error
-    except (BadKeyError, ValueError, LookupError) as error:
-        raise ConfigError(
-            f"{path}: this is no private key. Move it away, and a new one is made."
-        ) from error
-    return key
-
-
-def _make_host_key(path: Path) -> Key:
-    raw: Any
-    if "rsa" in path.name:
-        raw = rsa.generate_private_key(65537, _RSA_BITS)
-    elif "ed25519" in path.name:
-        raw = ed25519.Ed25519PrivateKey.generate()
-    else:
-        raise ConfigError(
-            f"{path} is missing. It would be made if its name had ed25519 or rsa in it."
-        )
-    key = Key(raw)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(path, key.toString("OPENSSH", subtype="v1", comment="vmconsole"))
-        public = key.public().toString("OPENSSH", comment="vmconsole")
-        path.with_name(path.name + ".pub").write_bytes(public + b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: the host key cannot be made: {error.strerror}.") from error
-    return key

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from vmconsole.ssh.logs import conch_logger
 
 if TYPE_CHECKING:
-    from vmconsole.ssh.auth import ConsoleAvatar
+    from vmconsole.ssh.avatar import ConsoleAvatar
 
 # Seconds that a client has to take the rest of the output once a session is over.
 LAST_OUTPUT = 5.0

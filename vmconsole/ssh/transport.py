@@ -18,23 +18,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from vmconsole.audit import Login
-from vmconsole.errors import ConfigError
 from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.session import SessionChannel
 
 if TYPE_CHECKING:
     from vmconsole.ssh.factory import ConsoleSSHFactory
 
-
-# In order of preference. Nothing here uses SHA-1, CBC or DSA.
-KEX = (b"mlkem768x25519-sha256", b"curve25519-sha256", b"curve25519-sha256@libssh.org")
-CIPHERS = (b"aes256-ctr", b"aes128-ctr")
-MACS = (b"hmac-sha2-256", b"hmac-sha2-512")
-HOST_KEY_ALGORITHMS = (b"ssh-ed25519", b"rsa-sha2-512", b"rsa-sha2-256")
-# Also sound, for a site whose clients need them: taken when configured, not offered otherwise.
-_MORE_KEX = (b"ecdh-sha2-nistp256", b"ecdh-sha2-nistp384", b"ecdh-sha2-nistp521")
-_MORE_CIPHERS = (b"aes192-ctr",)
-_MORE_MACS = (b"hmac-sha2-384",)
 
 # What Conch raises for unknown channels, short packets, undecodable strings, bad key shares.
 _CLIENTS_DOING = (LookupError, ValueError, TypeError, struct.error, ConchError)
@@ -46,13 +35,6 @@ _FINGERPRINTS_KEPT = 16
 _MAX_BLOCKED = 256
 # Seconds that a client has to take our last words.
 LAST_WORDS = 5.0
-
-_ALLOWED = {
-    "kex": (KEX, _MORE_KEX),
-    "ciphers": (CIPHERS, _MORE_CIPHERS),
-    "macs": (MACS, _MORE_MACS),
-    "host_key_algorithms": (HOST_KEY_ALGORITHMS, ()),
-}
 
 
 class Tries:
@@ -72,23 +54,6 @@ class Tries:
         """Remember a key's fingerprint for the audit."""
         if shown not in self.fingerprints and len(self.fingerprints) < _FINGERPRINTS_KEPT:
             self.fingerprints.append(shown)
-
-
-def choose_algorithms(kind: str, configured: Sequence[str]) -> list[bytes]:
-    """The algorithms to offer: ours when ``configured`` is empty.
-
-    ``kind`` is the name of the setting in [ssh]. Raises ConfigError for a name that is unknown
-    or known to be weak.
-    """
-    ours, more = _ALLOWED[kind]
-    chosen = [name.encode("utf-8") for name in configured] or list(ours)
-    for name in chosen:
-        if name not in (*ours, *more):
-            possible = ", ".join(allowed.decode() for allowed in (*ours, *more))
-            raise ConfigError(
-                f"ssh.{kind}: {name.decode()!r} is unknown or too weak. Possible: {possible}."
-            )
-    return chosen
 
 
 @implementer(IPushProducer)
