@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from msgspec.structs import replace
 from twisted.conch.ssh import channel, connection, transport, userauth
 from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
@@ -14,13 +15,14 @@ from twisted.conch.ssh.service import SSHService
 from twisted.cred.portal import Portal
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.test import iosim
 
 from tests.fakes import Engine, Events, Guests
 from vmconsole.audit import Audit
-from vmconsole.config import Config
+from vmconsole.config import SSH, Config
 from vmconsole.config import Console as ConsoleSettings
 from vmconsole.console.pool import ConsolePool
 from vmconsole.engine.last_answer import Lifetimes
@@ -34,6 +36,8 @@ from vmconsole.ssh.factory import ConsoleSSHFactory
 HOST_KEY = Key(ed25519.Ed25519PrivateKey.generate())
 ALICE = User(id="u-alice", name="alice@internal")
 ALICE_KEY = Key(ed25519.Ed25519PrivateKey.generate())
+# Seconds.
+_FOR_EVER = 1e9
 PTY = NS(b"xterm") + struct.pack(">4L", 80, 24, 0, 0) + NS(b"")
 
 
@@ -169,6 +173,16 @@ class SSHPair:
         self.clock = Clock()
         # A guest that is left is closed at once, so that a test sees it.
         self.config = config or Config(console=ConsoleSettings(linger=0.0))
+        # Conch's client knows none of the packets that are offered by default.
+        known = {"ciphers": ("aes256-ctr",), "macs": ("hmac-sha2-256",)}
+        chosen: dict[str, Any] = {
+            name: getattr(self.config.ssh, name) or known[name] for name in known
+        }
+        # Time passes in leaps here, in which a client cannot answer.
+        for name in ("keepalive", "rekey_seconds"):
+            if getattr(self.config.ssh, name) == getattr(SSH(), name):
+                chosen[name] = _FOR_EVER
+        self.config = replace(self.config, ssh=replace(self.config.ssh, **chosen))
         self.engine = Engine(AuthorizedKey(ALICE.id, ALICE.name, ALICE_KEY.public().blob()))
         settings = self.config.engine
         self.permissions = Permissions(
@@ -228,6 +242,11 @@ class SSHPair:
         """Time passes."""
         self.clock.advance(seconds)
         self.flush()
+
+    def timers(self) -> list[IDelayedCall]:
+        """What still waits for its time, apart from keepalives and the like."""
+        soon = self.clock.seconds() + _FOR_EVER / 2
+        return [call for call in self.clock.getDelayedCalls() if call.getTime() < soon]
 
     def login(self) -> None:
         """Alice logs in."""

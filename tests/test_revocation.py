@@ -159,14 +159,14 @@ class RevocationTests(PermissionsTestCase):
 
     def test_gone_before_the_end(self) -> None:
         """A client that goes while its last output waits leaves nothing that waits."""
-        before = len(self.pair.clock.getDelayedCalls())
+        before = len(self.pair.timers())
         self.pair.run(pty=True, window=10, reads_no_more=True)
         self.engine.keys.clear()
         self.look()
         self.assertIsNone(self.pair.client.disconnected)
         self.pair.client_io.loseConnection()
         self.pair.flush()
-        self.assertEqual(len(self.pair.clock.getDelayedCalls()), before)
+        self.assertEqual(len(self.pair.timers()), before)
 
     def test_grant(self) -> None:
         """A VM that is no longer the user's ends its session with a line, and nothing else."""

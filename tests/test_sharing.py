@@ -58,7 +58,7 @@ class SharingTestCase(SynchronousTestCase):
         self.assertFalse(any(guest.open for guest in self.guests.opened))
         for guest in self.guests.opened:
             self.assertEqual(guest.protocol.attachments, [])
-        self.assertEqual(self.alice.clock.getDelayedCalls(), [])
+        self.assertEqual(self.alice.timers(), [])
 
     def looks_again(self) -> None:
         """The engine is asked again, every 15 seconds."""
@@ -711,7 +711,7 @@ class MenuTests(SharingTestCase):
         gate.errback(ConsoleBusy("In use."))
         self.flush()
         self.assertEqual(bob.status, 1)
-        self.assertEqual(self.alice.clock.getDelayedCalls(), [])
+        self.assertEqual(self.alice.timers(), [])
 
     def test_force_is_for_one(self) -> None:
         """``--force`` is not meant for what is chosen from the menu later."""

@@ -10,10 +10,10 @@ from twisted.conch.ssh.keys import Key
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import console
-from tests.sshpair import ALICE, SSHPair
+from tests.sshpair import ALICE, HOST_KEY, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import ConfigError
-from vmconsole.ssh.algorithms import choose_algorithms
+from vmconsole.ssh.algorithms import choose_algorithms, choose_all_algorithms
 
 
 def offered(pair: SSHPair) -> list[list[bytes]]:
@@ -35,19 +35,32 @@ class OfferTests(SynchronousTestCase):
                 b"curve25519-sha256",
                 b"curve25519-sha256@libssh.org",
                 b"ext-info-s",
+                b"kex-strict-s-v00@openssh.com",
             ],
         )
         self.assertEqual(lists[1], [b"ssh-ed25519"])
-        self.assertEqual(lists[2], [b"aes256-ctr", b"aes128-ctr"])
-        self.assertEqual(lists[4], [b"hmac-sha2-256", b"hmac-sha2-512"])
         self.assertEqual(lists[6], [b"none"])
+        default = choose_all_algorithms(SSH(), {b"ssh-ed25519": HOST_KEY})
+        self.assertEqual(
+            default.ciphers,
+            [
+                b"aes256-gcm@openssh.com",
+                b"aes128-gcm@openssh.com",
+                b"chacha20-poly1305@openssh.com",
+                b"aes256-ctr",
+                b"aes128-ctr",
+            ],
+        )
+        self.assertEqual(
+            default.macs, [b"hmac-sha2-256-etm@openssh.com", b"hmac-sha2-512-etm@openssh.com"]
+        )
 
     def test_rsa_host_key(self) -> None:
         """An RSA host key signs with SHA-2 only."""
         pair = SSHPair()
         pair.factory.use_host_keys({b"ssh-rsa": Key(rsa.generate_private_key(65537, 2048))})
         built = pair.factory.buildProtocol(None)
-        self.assertEqual(built.supportedPublicKeys, [b"rsa-sha2-512", b"rsa-sha2-256"])
+        self.assertEqual(built.algorithms.host_keys, [b"rsa-sha2-512", b"rsa-sha2-256"])
 
     def test_configured(self) -> None:
         """The configured lists are what is offered, in their order."""
@@ -63,6 +76,8 @@ class OfferTests(SynchronousTestCase):
             ("kex", "diffie-hellman-group14-sha1"),
             ("host_key_algorithms", "ssh-dss"),
             ("kex", "no-such-thing"),
+            ("macs", "hmac-sha2-384"),
+            ("ciphers", "none"),
         ):
             with self.assertRaises(ConfigError) as caught:
                 choose_algorithms(kind, [name])
@@ -165,7 +180,7 @@ class StalledClientTests(SynchronousTestCase):
             pair.client.sendPacket(80, NS(b"x") + b"\x01")
         pair.flush()
         self.assertTrue(pair.server.ending)
-        self.assertLess(len(pair.server._blockedByKeyExchange), 300)
+        self.assertLess(len(pair.server._blocked), 300)
 
 
 class ConnectionTests(SynchronousTestCase):
@@ -216,6 +231,6 @@ class ConnectionTests(SynchronousTestCase):
             starts.sendKexInit()
             for _ in range(3):
                 self.pair.guests.guest.print(b"during;")
-            self.assertLessEqual(len(self.pair.server._blockedByKeyExchange or ()), 1)
+            self.assertLessEqual(len(self.pair.server._blocked or ()), 1)
             self.pair.flush()
         self.assertTrue(channel.output.endswith(b"during;" * 9))

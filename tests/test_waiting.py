@@ -239,7 +239,7 @@ class WaitTests(WaitTestCase):
             channel.loseConnection()
             self.pair.flush()
             self.assertTrue(channel.gone)
-            self.assertEqual(self.pair.clock.getDelayedCalls(), [])
+            self.assertEqual(self.pair.timers(), [])
             self.assertEqual(channel.error, WAITING)
             self.engine.asked.clear()
             self.pair.advance(10)

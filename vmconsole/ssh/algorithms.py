@@ -12,13 +12,19 @@ from vmconsole.errors import ConfigError
 
 # In order of preference. Nothing here uses SHA-1, CBC or DSA.
 KEX = (b"mlkem768x25519-sha256", b"curve25519-sha256", b"curve25519-sha256@libssh.org")
-CIPHERS = (b"aes256-ctr", b"aes128-ctr")
-MACS = (b"hmac-sha2-256", b"hmac-sha2-512")
+CIPHERS = (
+    b"aes256-gcm@openssh.com",
+    b"aes128-gcm@openssh.com",
+    b"chacha20-poly1305@openssh.com",
+    b"aes256-ctr",
+    b"aes128-ctr",
+)
+MACS = (b"hmac-sha2-256-etm@openssh.com", b"hmac-sha2-512-etm@openssh.com")
 HOST_KEY_ALGORITHMS = (b"ssh-ed25519", b"rsa-sha2-512", b"rsa-sha2-256")
 # Also sound, for a site whose clients need them: taken when configured, not offered otherwise.
 _MORE_KEX = (b"ecdh-sha2-nistp256", b"ecdh-sha2-nistp384", b"ecdh-sha2-nistp521")
 _MORE_CIPHERS = (b"aes192-ctr",)
-_MORE_MACS = (b"hmac-sha2-384",)
+_MORE_MACS = (b"hmac-sha2-256", b"hmac-sha2-512")
 
 _ALLOWED = {
     "kex": (KEX, _MORE_KEX),

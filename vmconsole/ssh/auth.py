@@ -13,6 +13,7 @@ from twisted.cred.credentials import SSHPrivateKey
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.publickeys import fingerprint
@@ -65,9 +66,11 @@ class UserAuth(userauth.SSHUserAuthServer):
         if tries.waiting > _MAX_WAITING:
             self._end(b"too many requests at once")
             return
-        tries.lock.run(Deferred.fromCoroutine, self._answer(packet)).addErrback(
-            self.transport.broken_packet
-        )
+        tries.lock.run(Deferred.fromCoroutine, self._answer(packet)).addErrback(self._broken)
+
+    def _broken(self, failure: Failure) -> None:
+        assert isinstance(failure.value, Exception)
+        self.transport.broken_packet(failure.value)
 
     async def _answer(self, packet: bytes) -> None:
         self.transport.tries.waiting -= 1

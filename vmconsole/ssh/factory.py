@@ -18,6 +18,7 @@ from vmconsole.ssh.algorithms import choose_all_algorithms
 from vmconsole.ssh.auth import UserAuth
 from vmconsole.ssh.checker import USER_KEY_ALGORITHMS
 from vmconsole.ssh.connection import ConsoleConnection
+from vmconsole.ssh.handshakes import Handshakes
 from vmconsole.ssh.transport import ConsoleTransport
 
 _RSA_BITS = 3072
@@ -31,7 +32,6 @@ class ConsoleSSHFactory(factory.SSHFactory):
     """
 
     noisy = False
-    protocol = ConsoleTransport
     services = {  # noqa: RUF012 - Conch's own way to say it
         b"ssh-userauth": UserAuth,
         b"ssh-connection": ConsoleConnection,
@@ -52,8 +52,9 @@ class ConsoleSSHFactory(factory.SSHFactory):
         self.limits = config.limits
         self.banner = config.ssh.banner
         self.user_names = [name.encode() for name in config.ssh.users]
-        self._random = random
-        self._ssh = config.ssh
+        self.random = random
+        self.settings = config.ssh
+        self.handshakes = Handshakes(clock)
         # Conch would say for each connection that it has none; group exchange is not offered.
         self.primes = {0: []}
 
@@ -62,21 +63,19 @@ class ConsoleSSHFactory(factory.SSHFactory):
         algorithms leave nothing to offer."""
         self.privateKeys = dict(keys)
         self.publicKeys = {kind: key.public() for kind, key in keys.items()}
-        self._algorithms = choose_all_algorithms(self._ssh, keys)
+        self._algorithms = choose_all_algorithms(self.settings, keys)
 
     def make_session_id(self) -> str:
         """An id for one connection, for the log and the audit."""
-        return self._random(8).hex()
+        return self.random(8).hex()
 
     def buildProtocol(self, addr: IAddress | None) -> ConsoleTransport:
         """See IFactory."""
-        protocol: Any = super().buildProtocol(addr)
-        # Conch has just put every algorithm of the host keys here, SHA-1 with them.
-        protocol.supportedPublicKeys = list(self._algorithms.host_keys)
-        protocol.supportedKeyExchanges = list(self._algorithms.kex)
-        protocol.supportedCiphers = list(self._algorithms.ciphers)
-        protocol.supportedMACs = list(self._algorithms.macs)
-        assert isinstance(protocol, ConsoleTransport)
+        protocol = ConsoleTransport()
+        protocol.factory = self
+        protocol.algorithms = self._algorithms
+        protocol.random = self.random
+        protocol.server_sig_algs = self.user_key_algorithms
         return protocol
 
     def getService(self, transport: Any, service: bytes) -> Any:

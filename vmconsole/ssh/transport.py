@@ -1,12 +1,11 @@
-"""Conch's server transport, hardened: algorithms, a grace period, limits before login."""
+"""A client's connection: its login in time, what it may send, how fast it reads, how it ends."""
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.conch.error import ConchError
 from twisted.conch.ssh import transport
@@ -18,23 +17,30 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from vmconsole.audit import Login
+from vmconsole.ssh.ciphers import BadPacketError
+from vmconsole.ssh.handshakes import ExchangeBudget
 from vmconsole.ssh.logs import conch_logger
+from vmconsole.ssh.packets import (
+    MAX_PACKET,
+    NothingInCommonError,
+    PacketTransport,
+    ProtocolError,
+)
 from vmconsole.ssh.session import SessionChannel
+from vmconsole.ssh.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from vmconsole.ssh.factory import ConsoleSSHFactory
 
-
 # What Conch raises for unknown channels, short packets, undecodable strings, bad key shares.
-_CLIENTS_DOING = (LookupError, ValueError, TypeError, struct.error, ConchError)
+_CLIENTS_DOING = (LookupError, ValueError, TypeError, struct.error, ConchError, BadPacketError)
 
-# RFC 4253, section 6.1: what every implementation must take. More, before login, is an attack.
-MAX_PACKET_BEFORE_LOGIN = 35000
 _FINGERPRINTS_KEPT = 16
-# Answers that wait for the end of a key exchange; guest output waits elsewhere.
-_MAX_BLOCKED = 256
 # Seconds that a client has to take our last words.
 LAST_WORDS = 5.0
+# RFC 4252, sections 5.3 and 6: before the login these must not come, and after it those are void.
+_USERAUTH = range(50, 80)
+_AFTER_LOGIN = 80
 
 
 class Tries:
@@ -57,7 +63,7 @@ class Tries:
 
 
 @implementer(IPushProducer)
-class ConsoleTransport(transport.SSHServerTransport):
+class ConsoleTransport(PacketTransport):
     """One client's connection.
 
     A packet that makes no sense ends it with a word, and one line in the log. A login has to be
@@ -65,28 +71,27 @@ class ConsoleTransport(transport.SSHServerTransport):
     """
 
     factory: ConsoleSSHFactory
-    transport: Any
     ourVersionString = b"SSH-2.0-vmconsole"
-    supportedCompressions = [b"none"]  # noqa: RUF012 - Conch's own way to say it
     _log = conch_logger("vmconsole.ssh.conch")
     log = Logger()
     _grace: IDelayedCall | None = None
     _login: Login | None = None
     _goodbye: IDelayedCall | None = None
-    ending = False
-    """Set once the connection is being closed: what still comes in is void."""
+    _upkeep: Upkeep | None = None
     _tcp_takes_output = True
 
     def connectionMade(self) -> None:
         """Start the clock at the TCP accept, and watch how fast the client reads."""
         self.session_id = self.factory.make_session_id()
         self.tries = Tries()
-        self._grace = self.factory.clock.callLater(self.factory.limits.login_grace, self._too_slow)
+        clock = self.factory.clock
+        self._budget = ExchangeBudget(clock)
+        self._grace = clock.callLater(self.factory.limits.login_grace, self._too_slow)
         # A keystroke's echo must not wait for the client's delayed acknowledgement.
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
         self.transport.registerProducer(self, True)
-        super().connectionMade()
+        self.begin()
 
     @property
     def address(self) -> str:
@@ -96,13 +101,18 @@ class ConsoleTransport(transport.SSHServerTransport):
     def logged_in(self, login: Login) -> None:
         """The client proved who it is."""
         self._login = login
+        self.max_packet = MAX_PACKET
         self._stop_grace()
         self.factory.audit.login_accepted(login)
+        self._upkeep = Upkeep(self, self.factory.clock, self.factory.settings)
+        self._upkeep.start()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """The client is gone; its channels end."""
         self.ending = True
         self._stop_grace()
+        if self._upkeep is not None:
+            self._upkeep.stop()
         if self._goodbye is not None and self._goodbye.active():
             self._goodbye.cancel()
         if self._login is None and self.tries.name:
@@ -115,80 +125,128 @@ class ConsoleTransport(transport.SSHServerTransport):
             )
         super().connectionLost(reason)
 
+    # --- from the client
+
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes from the client; a packet that nobody needs before login is refused."""
+        """Take bytes from the client."""
+        if self.ending:
+            return
         if self._login is None:
             self._acknowledge()
         super().dataReceived(data)
-        # What is left here is one packet that is not whole yet.
-        if self._login is None and len(self.buf) > MAX_PACKET_BEFORE_LOGIN:
-            self.buf = b""
-            self._protocol_error("a packet before login is too large")
+
+    def hold(self) -> None:
+        """Handle no more packets for now, and let the client's TCP window fill."""
+        super().hold()
+        self._read_or_not()
+
+    def release(self) -> None:
+        """Go on."""
+        self._held = False
+        self._read_or_not()
+        super().release()
 
     def dispatchMessage(self, messageNum: int, payload: bytes) -> None:
-        """Handle one packet. What Conch cannot make sense of ends this connection only."""
-        if self.ending:
+        """Handle one message: some may only come before the login, others only after it."""
+        if self._login is None and messageNum >= _AFTER_LOGIN:
+            raise ProtocolError(f"message {messageNum} before the login")
+        if self._login is not None and messageNum in _USERAUTH:
             return
-        if self._login is None and len(payload) > MAX_PACKET_BEFORE_LOGIN:
-            self._protocol_error("a packet before login is too large")
-            return
-        if len(self._blockedByKeyExchange or ()) > _MAX_BLOCKED:
-            self._protocol_error("too many requests during a key exchange")
-            return
-        try:
-            super().dispatchMessage(messageNum, payload)
-        except Exception:
-            self.broken_packet(Failure())
+        super().dispatchMessage(messageNum, payload)
 
-    def broken_packet(self, failure: Failure) -> None:
-        """A packet could not be handled: end this connection, and no other."""
-        if failure.check(*_CLIENTS_DOING):
-            self._protocol_error(repr(failure.value))
+    def ssh_SERVICE_REQUEST(self, packet: bytes) -> None:
+        """RFC 4253, section 10. A login starts the only other service by itself."""
+        if self._login is None:
+            super().ssh_SERVICE_REQUEST(packet)
         else:
-            self.log.failure("session {session}", failure, session=self.session_id)
-            self._protocol_error(f"{type(failure.value).__name__}")
+            self.sendDisconnect(
+                transport.DISCONNECT_SERVICE_NOT_AVAILABLE, b"the service is running already"
+            )
 
-    def receiveError(self, reasonCode: int, description: bytes) -> None:
-        """The client says that it goes, and why; going is no error."""
+    def broken_packet(self, error: Exception) -> None:
+        """A packet could not be handled: end this connection, and no other."""
+        if isinstance(error, ProtocolError):
+            self._protocol_error(error.text, error)
+        elif isinstance(error, _CLIENTS_DOING):
+            self._protocol_error(repr(error), error)
+        else:
+            self.log.failure("session {session}", Failure(error), session=self.session_id)
+            self._protocol_error(type(error).__name__, error)
 
     def sendDisconnect(self, reason: int, desc: bytes) -> None:
-        """Say why, and close: some seconds later also to a client that does not take it."""
+        """Say why, and close."""
         if not self.ending:
-            self.ending = True
             super().sendDisconnect(reason, desc)
+            self.close()
+
+    def close(self) -> None:
+        """End the connection: some seconds later also one whose client takes no last words."""
+        if not self.ending:
+            super().close()
             self.transport.unregisterProducer()
             self._goodbye = self.factory.clock.callLater(LAST_WORDS, self.transport.abortConnection)
 
-    def sendExtInfo(self, extensions: Sequence[tuple[bytes, bytes]]) -> None:
-        """RFC 8308: tell which keys users may log in with, not which host keys we have."""
-        super().sendExtInfo([(b"server-sig-algs", b",".join(self.factory.user_key_algorithms))])
+    # --- key exchange
+
+    def sendKexInit(self) -> None:
+        """Begin a key exchange, or answer the client's beginning."""
+        super().sendKexInit()
+        if self._upkeep is not None:
+            self._upkeep.exchange_begun()
+
+    def exchange(self, packet: bytes) -> None:
+        """When it is this connection's turn."""
+
+        def answer() -> None:
+            if not self.ending:
+                self.answer_exchange(packet)
+
+        run, logged_in = self.factory.handshakes.run, self._login is not None
+        delay = self._budget.delay(self.bytes_keyed) if self.exchanges else 0.0
+        if delay:
+            self.factory.clock.callLater(delay, run, answer, logged_in)
+        else:
+            run(answer, logged_in)
+
+    def _keySetup(self, sharedSecret: bytes, exchangeHash: bytes) -> None:
+        super()._keySetup(sharedSecret, exchangeHash)
+        self._flush_channels()
+
+    def ssh_NEWKEYS(self, packet: bytes) -> None:
+        """There are new keys."""
+        super().ssh_NEWKEYS(packet)
+        if self._upkeep is not None:
+            self._upkeep.exchange_done()
 
     # --- the TCP connection's word on how fast the client reads
 
     @property
     def takes_output(self) -> bool:
         """Whether channels may send now: the client reads, and no key exchange is under way."""
-        exchanging = self._keyExchangeState != self._KEY_EXCHANGE_NONE
-        return self._tcp_takes_output and not exchanging and not self.ending
+        return self._tcp_takes_output and not self.exchanging and not self.ending
 
     def pauseProducing(self) -> None:
         """The TCP connection is full: whoever reads nothing gets no answers to more requests."""
         self._tcp_takes_output = False
-        self.transport.pauseProducing()
+        self._read_or_not()
 
     def resumeProducing(self) -> None:
         """The TCP connection takes bytes again."""
         self._tcp_takes_output = True
-        self.transport.resumeProducing()
+        if self._upkeep is not None:
+            self._upkeep.alive()
+        self._read_or_not()
         self._flush_channels()
 
     def stopProducing(self) -> None:
         """The TCP connection is gone; connectionLost follows."""
         self._tcp_takes_output = False
 
-    def _newKeys(self) -> None:
-        super()._newKeys()
-        self._flush_channels()
+    def _read_or_not(self) -> None:
+        if self._tcp_takes_output and not self._held:
+            self.transport.resumeProducing()
+        else:
+            self.transport.pauseProducing()
 
     def _acknowledge(self) -> None:
         # Nothing of ours answers the client's KEXINIT and NEWKEYS, and its next packet waits
@@ -215,11 +273,16 @@ class ConsoleTransport(transport.SSHServerTransport):
             self._grace.cancel()
             self._grace = None
 
-    def _protocol_error(self, what: str) -> None:
+    def _protocol_error(self, what: str, error: Exception) -> None:
         self.log.info(
             "session {session}: {address} broke the protocol: {what}",
             session=self.session_id,
             address=self.address,
             what=what,
         )
-        self.sendDisconnect(transport.DISCONNECT_PROTOCOL_ERROR, b"protocol error")
+        reason, text = transport.DISCONNECT_PROTOCOL_ERROR, "protocol error"
+        if isinstance(error, NothingInCommonError):
+            reason, text = transport.DISCONNECT_KEY_EXCHANGE_FAILED, error.text
+        elif isinstance(error, BadPacketError) and error.mac:
+            reason, text = transport.DISCONNECT_MAC_ERROR, str(error)
+        self.sendDisconnect(reason, text.encode())
