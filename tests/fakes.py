@@ -21,6 +21,7 @@ from vmconsole.interfaces import (
     IEngine,
     KeyList,
     Role,
+    User,
 )
 
 
@@ -166,7 +167,7 @@ class Engine:
     it fires.
     """
 
-    def __init__(self, *keys: AuthorizedKey) -> None:
+    def __init__(self, *keys: AuthorizedKey | User) -> None:
         self.keys = list(keys)
         self.vms: dict[str, list[ConsoleInfo]] = {}
         self.error: VMConsoleError | None = None
@@ -202,7 +203,7 @@ class Engine:
             raise EngineUnreachable("no answer")
         return tuple(self.vms.get(user_id, []))
 
-    def _read(self, keys: list[AuthorizedKey]) -> Iterator[AuthorizedKey]:
+    def _read(self, keys: list[AuthorizedKey | User]) -> Iterator[AuthorizedKey | User]:
         for number, key in enumerate(keys, 1):
             self.read += 1
             yield key

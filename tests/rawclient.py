@@ -17,6 +17,8 @@ from vmconsole.ssh.ciphers import Keys, NullCipher, make_opener, make_sealer
 
 STRICT = b"kex-strict-c-v00@openssh.com"
 DISCONNECT, IGNORE, UNIMPLEMENTED, SERVICE_REQUEST, SERVICE_ACCEPT, EXT_INFO = 1, 2, 3, 5, 6, 7
+USERAUTH_REQUEST, USERAUTH_SUCCESS = 50, 52
+CHANNEL_OPEN, CONFIRMED, CHANNEL_DATA, CHANNEL_REQUEST = 90, 91, 94, 98
 KEXINIT, NEWKEYS, KEX_INIT, KEX_REPLY = 20, 21, 30, 31
 
 
@@ -26,13 +28,31 @@ def padding(size: int) -> bytes:
 
 
 class ServerSide(StringTransport):
-    """What the server's connection is made with: notes what it is asked for."""
+    """What the server's connection is made with: a TCP connection whose client may read nothing.
+
+    Like Twisted's it pauses its producer when more than 64 KiB wait.
+    """
 
     aborted = False
     reading = True
+    """Whether the server takes what its client sends."""
+    taken = True
+    """Whether the client takes what the server sends."""
+    _full = False
 
     def __init__(self, address: str = "192.0.2.7") -> None:
         super().__init__(peerAddress=IPv4Address("TCP", address, 4711))
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if not (self.taken or self._full) and self.waiting > 65536 and self.producer is not None:
+            self._full = True
+            self.producer.pauseProducing()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that the client has not taken."""
+        return int(self.io.tell())
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Nothing is sent here."""
@@ -54,6 +74,8 @@ class RawClient:
 
     ``turn`` is called when something was sent: the server's reactor goes round.
     """
+
+    _channels = 0
 
     def __init__(
         self,
@@ -98,7 +120,9 @@ class RawClient:
         self.write(self.sealed(number, payload))
 
     def read(self) -> None:
-        """Take what the server has written."""
+        """Take what the server has written, unless this client does not."""
+        if not self.wire.taken:
+            return
         self._buf += self.wire.value()
         self.wire.clear()
         if not self._version:
@@ -123,6 +147,38 @@ class RawClient:
                 self._opener = make_opener(self.cipher, self.mac, self._server_keys)
                 if self.strict:
                     self.got = 0
+
+    def flood(self, number: int, payload: bytes, times: int) -> int:
+        """The same message again and again, as long as the server takes it: how often."""
+        for count in range(times):
+            if not self.wire.reading or self.server.ending:
+                return count
+            self.server.dataReceived(self.sealed(number, payload))
+            self._turn()
+        return times
+
+    def login(self, user: bytes, key: Key) -> RawClient:
+        """Log in with ``key`` (RFC 4252, section 7)."""
+        self.send(SERVICE_REQUEST, NS(b"ssh-userauth"))
+        request = NS(user) + NS(b"ssh-connection") + NS(b"publickey") + b"\x01"
+        request += NS(key.sshType()) + NS(key.public().blob())
+        signature = key.sign(NS(self.session_id) + b"\x32" + request, key.sshType())
+        self.send(USERAUTH_REQUEST, request + NS(signature))
+        assert USERAUTH_SUCCESS in self.numbers()
+        return self
+
+    def open_session(self, window: int = 1 << 20) -> int:
+        """Open a session channel; the result is the server's number for it."""
+        self._channels += 1
+        self.send(CHANNEL_OPEN, NS(b"session") + struct.pack(">3L", self._channels, window, 32768))
+        [confirmed] = [payload for number, payload in self.received if number == CONFIRMED]
+        self.received.clear()
+        return int.from_bytes(confirmed[4:8], "big")
+
+    def request(self, channel: int, kind: bytes, data: bytes = b"", reply: bool = True) -> None:
+        """A request about a channel (RFC 4254, section 5.4)."""
+        head = struct.pack(">L", channel) + NS(kind) + bytes((reply,))
+        self.send(CHANNEL_REQUEST, head + data)
 
     def numbers(self) -> list[int]:
         """The numbers of the messages that came since the last look."""

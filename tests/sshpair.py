@@ -14,7 +14,7 @@ from twisted.conch.ssh.keys import Key
 from twisted.conch.ssh.service import SSHService
 from twisted.cred.portal import Portal
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from twisted.logger import Logger
@@ -28,10 +28,13 @@ from vmconsole.console.pool import ConsolePool
 from vmconsole.engine.last_answer import Lifetimes
 from vmconsole.engine.permissions import Permissions
 from vmconsole.interfaces import AuthorizedKey, User
+from vmconsole.ssh.admission import Admission
 from vmconsole.ssh.avatar import ConsoleRealm
 from vmconsole.ssh.checker import EngineKeyChecker
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.factory import ConsoleSSHFactory
+from vmconsole.ssh.hostkeys import HostKeys
+from vmconsole.ssh.trust import Trust
 
 HOST_KEY = Key(ed25519.Ed25519PrivateKey.generate())
 ALICE = User(id="u-alice", name="alice@internal")
@@ -101,10 +104,13 @@ class ClientAuth(SSHService):
             userauth.MSG_USERAUTH_REQUEST, NS(user) + NS(b"ssh-connection") + NS(method) + rest
         )
 
-    def query(self, user: bytes, key: Key, algorithm: bytes = b"") -> None:
-        """Ask whether a key would do."""
-        name = algorithm or key.sshType()
-        self.request(user, b"publickey", b"\x00" + NS(name) + NS(key.public().blob()))
+    def query(
+        self, user: bytes, key: Key | None, algorithm: bytes = b"", blob: bytes = b""
+    ) -> None:
+        """Ask whether a key would do, or the certificate that is given as ``blob``."""
+        name = algorithm or (getNS(blob)[0] if key is None else key.sshType())
+        public = blob or key.public().blob()  # type: ignore[union-attr]
+        self.request(user, b"publickey", b"\x00" + NS(name) + NS(public))
 
     def sign(
         self,
@@ -113,10 +119,11 @@ class ClientAuth(SSHService):
         algorithm: bytes = b"",
         signed_with: Key | None = None,
         signature_algorithm: bytes = b"",
+        blob: bytes = b"",
     ) -> None:
-        """Log in with a key."""
+        """Log in with a key, or with the certificate that is given as ``blob``."""
         name = algorithm or key.sshType()
-        rest = b"\x01" + NS(name) + NS(key.public().blob())
+        rest = b"\x01" + NS(name) + NS(blob or key.public().blob())
         message = (
             NS(self.transport.sessionID)
             + bytes((userauth.MSG_USERAUTH_REQUEST,))
@@ -169,7 +176,12 @@ class ClientChannel(channel.SSHChannel):
 class SSHPair:
     """Our server with doubles behind its seams, and a client that the test plays."""
 
-    def __init__(self, config: Config | None = None, recordings: Any = None) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        recordings: Any = None,
+        host_keys: HostKeys | None = None,
+    ) -> None:
         self.clock = Clock()
         # A guest that is left is closed at once, so that a test sees it.
         self.config = config or Config(console=ConsoleSettings(linger=0.0))
@@ -206,11 +218,22 @@ class SSHPair:
             self.clock,
             self.config.limits.sessions_per_connection,
         )
-        portal = Portal(realm, [EngineKeyChecker(self.permissions, self.config.ssh.users)])
-        self.factory = ConsoleSSHFactory(
-            portal, self.config, self.audit, self.clock, lambda size: bytes(range(size))
+        self.trust = Trust(self.clock, self.config, maybeDeferred)
+        self.trust.observe(lambda: realm.end_refused(self.trust.refusal))
+        checker = EngineKeyChecker(self.permissions, self.config.ssh.users, self.trust, self.clock)
+        portal = Portal(realm, [checker])
+        self.admission = Admission(
+            self.clock, self.config.limits, lambda below: 0, lambda: None, lambda: None
         )
-        self.factory.use_host_keys({b"ssh-ed25519": HOST_KEY})
+        self.factory = ConsoleSSHFactory(
+            portal,
+            self.config,
+            self.audit,
+            self.clock,
+            lambda size: bytes(range(size)),
+            self.admission,
+        )
+        self.factory.use_host_keys(host_keys or HostKeys([HOST_KEY]))
         self.factory.doStart()
         self._connect()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from hashlib import sha256
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from twisted.conch.ssh import userauth
@@ -16,11 +15,18 @@ from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tests.authenticator import (
+    SK_ECDSA,
+    SK_ED25519,
+    USER_PRESENT,
+    USER_VERIFIED,
+    Authenticator,
+)
 from tests.sshpair import ALICE, ALICE_KEY, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey
-from vmconsole.keyoptions import KeyOptions
+from vmconsole.keyoptions import NO_OPTIONS, KeyOptions
 from vmconsole.publickeys import fingerprint
 from vmconsole.ssh.avatar import ConsoleRealm
 from vmconsole.ssh.checker import EngineKeyChecker
@@ -58,8 +64,9 @@ class LoginTests(AuthTestCase):
 
     def test_seams(self) -> None:
         """The checker and the realm are what cred takes."""
-        verifyObject(ICredentialsChecker, EngineKeyChecker(self.pair.permissions, ["a"]))
         pair = self.pair
+        checker = EngineKeyChecker(pair.permissions, ["a"], pair.trust, pair.clock)
+        verifyObject(ICredentialsChecker, checker)
         realm = ConsoleRealm(pair.permissions, pair.commands, pair.audit, pair.clock, 8)
         verifyObject(IRealm, realm)
 
@@ -293,38 +300,100 @@ class AlgorithmTests(AuthTestCase):
         self.auth.query(b"vmproxy", key, b"ssh-ed25519")
         self.assertEqual(self.answers(), [FAILURE, FAILURE])
 
-    def test_security_key(self) -> None:
-        """A security key logs in when it was touched, and only then; with verify-required only
-        when it verified its user, too."""
-        raw = ed25519.Ed25519PrivateKey.generate()
-        name, application = b"sk-ssh-ed25519@openssh.com", b"ssh:"
-        blob = NS(name) + NS(raw.public_key().public_bytes_raw()) + NS(application)
+
+class SecurityKeyTests(SynchronousTestCase):
+    """Keys in hardware: FIDO authenticators."""
+
+    def setUp(self) -> None:
+        self.keys = [Authenticator(SK_ED25519), Authenticator(SK_ECDSA)]
+        self.pair = SSHPair()
+
+    def sign(self, key: Authenticator, options: KeyOptions = NO_OPTIONS, **how: Any) -> list[int]:
+        """Log in on a new connection; the answers, and why, if it was refused."""
+        self.pair = SSHPair()
+        self.pair.engine.keys.append(AuthorizedKey("u", "u", key.blob, options))
+        rest = b"\x01" + NS(key.kind) + NS(key.blob)
+        message = (
+            NS(self.pair.client.sessionID)
+            + bytes((userauth.MSG_USERAUTH_REQUEST,))
+            + NS(b"vmproxy")
+            + NS(b"ssh-connection")
+            + NS(b"publickey")
+            + rest
+        )
+        signature = how.pop("change", lambda signature: signature)(key.sign(message, **how))
+        self.pair.auth.request(b"vmproxy", b"publickey", rest + NS(signature))
+        self.pair.flush()
+        return self.pair.auth.answers
+
+    def test_presence(self) -> None:
+        """A security key logs in when it was touched, and only then, whatever else it says; with
+        verify-required only when it verified its user, too."""
         verify = KeyOptions(verify_required=True)
-        for flags, options, expected in (
-            (b"\x01", KeyOptions(), SUCCESS),
-            (b"\x00", KeyOptions(), FAILURE),
-            (b"\x04", KeyOptions(), FAILURE),
-            (b"\x01", verify, FAILURE),
-            (b"\x04", verify, FAILURE),
-            (b"\x05", verify, SUCCESS),
-        ):
-            pair = SSHPair()
-            pair.engine.keys.append(AuthorizedKey("u", "u", blob, options))
-            rest = b"\x01" + NS(name) + NS(blob)
-            message = (
-                NS(pair.client.sessionID)
-                + bytes((userauth.MSG_USERAUTH_REQUEST,))
-                + NS(b"vmproxy")
-                + NS(b"ssh-connection")
-                + NS(b"publickey")
-                + rest
-            )
-            counter = struct.pack(">L", 7)
-            signed = sha256(application).digest() + flags + counter + sha256(message).digest()
-            signature = NS(name) + NS(raw.sign(signed)) + flags + counter
-            pair.auth.request(b"vmproxy", b"publickey", rest + NS(signature))
-            pair.flush()
-            self.assertEqual(pair.auth.answers, [expected])
+        for key in self.keys:
+            for flags, options, expected in (
+                (USER_PRESENT, NO_OPTIONS, SUCCESS),
+                (USER_PRESENT | USER_VERIFIED, NO_OPTIONS, SUCCESS),
+                (0, NO_OPTIONS, FAILURE),
+                (USER_VERIFIED, NO_OPTIONS, FAILURE),
+                (0xFE, NO_OPTIONS, FAILURE),
+                (USER_PRESENT, verify, FAILURE),
+                (USER_VERIFIED, verify, FAILURE),
+                (USER_PRESENT | USER_VERIFIED, verify, SUCCESS),
+            ):
+                self.assertEqual(self.sign(key, options, flags=flags), [expected], flags)
+
+    def test_claimed_presence(self) -> None:
+        """Flags that were changed after signing, and a counter, make the signature wrong."""
+        for key in self.keys:
+            for at in (-5, -1):
+
+                def change(signature: bytes, at: int = at) -> bytes:
+                    changed = bytearray(signature)
+                    changed[at] |= USER_PRESENT
+                    return bytes(changed)
+
+                how = {"flags": 0, "counter": 6, "change": change}
+                if at == -1:
+                    how["flags"] = USER_PRESENT
+                self.assertEqual(self.sign(key, **how), [FAILURE])
+                self.assertEqual(self.pair.server.tries.refusal, "the signature is wrong")
+
+    def test_counter(self) -> None:
+        """Whatever the counter says: sshd does not look at it, either."""
+        for counter in (0, 1, 0xFFFFFFFF):
+            self.assertEqual(self.sign(self.keys[0], counter=counter), [SUCCESS])
+
+    def test_application(self) -> None:
+        """A key may have any application that begins with ssh:, as ssh-keygen makes them; one that
+        a web site could use is refused at the query, and a signature for another application than
+        the key's is wrong."""
+        for kind in (SK_ED25519, SK_ECDSA):
+            for application, expected in (
+                (b"ssh:work", SUCCESS),
+                (b"https://example.com", FAILURE),
+                (b"SSH:", FAILURE),
+                (b"", FAILURE),
+            ):
+                key = Authenticator(kind, application)
+                self.assertEqual(self.sign(key), [expected], application)
+                self.pair = SSHPair()
+                self.pair.engine.keys.append(AuthorizedKey("u", "u", key.blob))
+                rest = b"\x00" + NS(kind) + NS(key.blob)
+                self.pair.auth.request(b"vmproxy", b"publickey", rest)
+                self.pair.flush()
+                answers = {SUCCESS: PK_OK, FAILURE: FAILURE}
+                self.assertEqual(self.pair.auth.answers, [answers[expected]])
+            self.assertEqual(self.sign(Authenticator(kind), application=b"ssh:other"), [FAILURE])
+            self.assertEqual(self.pair.server.tries.refusal, "the signature is wrong")
+
+    def test_cut(self) -> None:
+        """A signature without flags, or with half a counter, is refused, without a traceback."""
+        for key in self.keys:
+            for size in range(1, 6):
+                answers = self.sign(key, change=lambda signature, size=size: signature[:-size])
+                self.assertEqual(answers, [FAILURE])
+        self.assertEqual(self.flushLoggedErrors(), [])
 
 
 class LimitTests(AuthTestCase):

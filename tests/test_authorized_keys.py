@@ -253,6 +253,76 @@ class LookupTests(KeysTestCase):
         self.assertEqual(self.asked, 1)
 
 
+class NamesTests(KeysTestCase):
+    """``AuthorizedKeys.user_named``, which certificates go by."""
+
+    def named(self, *names: str) -> str | None:
+        """The id of the user."""
+        owner = self.result(self.keys.user_named(names))
+        return owner and owner.user.id
+
+    def test_first(self) -> None:
+        """The first name that is exactly a user's, with a key or without; the same answer serves
+        for keys and for names."""
+        self.engine.keys.append(User("3", "carol"))
+        self.assertEqual(self.named("nobody", "carol", "alice@internal"), "3")
+        self.assertEqual(self.named("bob@internal", "carol"), "2")
+        self.assertIsNotNone(self.owner(ALICE.blob))
+        self.assertEqual(self.asked, 1)
+        for name in ("carol ", "Carol", "", "alice"):
+            self.assertIsNone(self.named(name), name)
+
+    def test_shared(self) -> None:
+        """A name that two users have is nobody's, in whatever order they come; one user with
+        several keys, or told twice, is one."""
+        carol, other = User("3", "carol"), AuthorizedKey("4", "carol", b"another")
+        for users in ([carol, other], [other, carol], [carol, other, carol]):
+            self.remember()
+            self.engine.keys = [ALICE, *users]
+            self.assertIsNone(self.named("carol"))
+            self.assertEqual(self.named("carol", "alice@internal"), "1")
+        self.remember()
+        self.engine.keys = [carol, carol, AuthorizedKey("3", "carol", b"x"), ALICE, ALICE]
+        self.assertEqual((self.named("carol"), self.named("alice@internal")), ("3", "1"))
+
+    def test_unknown(self) -> None:
+        """An unknown name makes the engine be asked again, but not more than once in a second."""
+        self.assertIsNone(self.named("carol"))
+        self.engine.keys.append(User("3", "carol"))
+        self.clock.advance(0.9)
+        self.assertIsNone(self.named("carol"))
+        self.clock.advance(0.2)
+        self.assertEqual(self.named("carol"), "3")
+        self.assertEqual(self.asked, 2)
+
+    def test_outage(self) -> None:
+        """In an outage the last answer serves, and says from when it is; a name that it does not
+        have is no answer."""
+        self.named("alice@internal")
+        answered = self.clock.seconds()
+        self.engine.error = EngineUnreachable("refused")
+        self.clock.advance(10)
+        owner = self.result(self.keys.user_named(["x", "alice@internal"]))
+        self.assertEqual(owner, KeyOwner(User("1", "alice@internal"), False, answered))
+        text = self.failure(self.keys.user_named(["carol"]), EngineUnreachable)
+        self.assertIn("names no one user of this name", text)
+        self.engine.error = EngineError("403")
+        self.clock.advance(2)
+        self.failure(self.keys.user_named(["alice@internal"]), EngineError)
+
+    def test_freed(self) -> None:
+        """Of an answer that was replaced nothing is kept."""
+        self.engine.keys.append(User("3", "carol"))
+        self.named("carol")
+        old = self.keys._last.value
+        assert old is not None
+        self.engine.keys = [BOB]
+        self.clock.advance(6)
+        self.assertIsNone(self.named("carol"))
+        self.clock.advance(1)
+        self.assertEqual((old.users, old.names, old.keyless), ({}, {}, []))
+
+
 class UsersTests(KeysTestCase):
     """``AuthorizedKeys.user_ids``."""
 
@@ -260,8 +330,8 @@ class UsersTests(KeysTestCase):
         return list(self.result(self.keys.user_ids()))
 
     def test_each_once(self) -> None:
-        """Each user with a key of their own, once, however many keys they have; not those who
-        have none but what others have, too."""
+        """Each user with a key of their own, or with none, once, however many keys they have; not
+        those who have none but what others have, too."""
         self.engine.keys = [
             BOB,
             ALICE,
@@ -271,6 +341,8 @@ class UsersTests(KeysTestCase):
             AuthorizedKey("4", "dave", b"dave's"),
         ]
         self.assertEqual(self.ids(), ["2", "1", "4"])
+        self.engine.keys += [User("5", "erin"), User("1", "alice@internal")]
+        self.assertEqual(self.ids(), ["2", "1", "4", "5"])
         self.engine.keys = []
         self.assertEqual(self.ids(), [])
 

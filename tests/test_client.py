@@ -50,7 +50,7 @@ from vmconsole.engine.http import make_engine_client, without_cookies
 from vmconsole.engine.keyline import parse_key_line
 from vmconsole.engine.ticket import TicketVerifier
 from vmconsole.errors import ConfigError, EngineError, EngineUnreachable
-from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Domain, DomainState, IEngine
+from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Domain, DomainState, IEngine, User
 from vmconsole.keyoptions import KeyOptions
 from vmconsole.publickeys import fingerprint
 
@@ -227,7 +227,7 @@ class RequestTests(ClientTestCase):
                     "command": "available_consoles",
                     "version": 1,
                     "user_id": USER,
-                    "features": "role,key_options,console_problem",
+                    "features": "role,key_options,console_problem,keyless_users",
                 },
                 {
                     "command": "public_keys",
@@ -235,7 +235,7 @@ class RequestTests(ClientTestCase):
                     "key_fp": "",
                     "key_type": "",
                     "key_content": "",
-                    "features": "role,key_options,console_problem",
+                    "features": "role,key_options,console_problem,keyless_users",
                 },
             ],
         )
@@ -314,7 +314,8 @@ class ReplyTests(ClientTestCase):
         self.assertFalse(any("\x1b" in line for line in lines))
 
     def test_bad_keys(self) -> None:
-        """A key that cannot be used locks out nobody else, and is logged once."""
+        """A key that cannot be used locks out nobody else, and is logged once; an entry with an
+        empty key is a user without one."""
         good = public_line("alice")
         self.servlet.body = keys(
             entry("bob", "ssh-ed25519 garbage"),
@@ -329,7 +330,8 @@ class ReplyTests(ClientTestCase):
             entry("alice", f"restrict {good}"),
         )
         for _ in range(3):
-            [key] = self.keys()
+            erin, key = self.keys()
+            self.assertEqual(erin, User("id of erin", "erin@internal"))
             self.assertEqual((key.user_id, key.user_name), ("id of alice", "alice@internal"))
         lines = self.logged("Left out")
         self.assertEqual(len(lines), 7)
@@ -552,7 +554,7 @@ class ReplyTests(ClientTestCase):
             self.servlet.body = f'{{"content":"key_list","keys":[{good}],"x":{extra}'.encode()
             self.failure(all_keys(self.client), EngineError)
         for bad in (
-            rb'{"entityid":"2","entity":"x\udc00","key":""}',
+            rb'{"entityid":"2","entity":"x\udc00","key":" "}',
             b"[[[[]]]]",
             b'{"entityid":{"entityid":"2"},"entity":"x","key":"x"}',
             b'{"entityid":"2","entity":"x","key":"x\u0000"}',

@@ -20,6 +20,8 @@ from vmconsole.engine.files import ExpiryWatch
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.signals import HangUp
+from vmconsole.ssh.ports import Ports
+from vmconsole.ssh.trust import Trust
 
 
 class ConfigTests(SynchronousTestCase):
@@ -199,13 +201,13 @@ class ComposedTests(SynchronousTestCase):
 
     def test_both(self) -> None:
         """Recordings start before the consoles and stop after them; those that are to be warm
-        start last, hear of guests, and stop first."""
+        start later, hear of guests, and stop earlier. The ssh ports start last, and stop first."""
         parts = self.make(
             console=config.Console(warm=("web*",)),
             recording=config.Recording(directory="/r", required=True),
         )
         order = list(parts)
-        self.assertEqual(order[-3:], [Recordings, ConsolePool, WarmConsoles])
+        self.assertEqual(order[-4:], [Recordings, ConsolePool, WarmConsoles, Ports])
         self.assertEqual(order[0], HostPool)
         self.assertIs(parts[HostPool].guest_observer, parts[WarmConsoles])
         self.assertIs(parts[WarmConsoles]._pool, parts[ConsolePool])
@@ -218,8 +220,9 @@ class ComposedTests(SynchronousTestCase):
         parts = self.make()
         files = parts[EmbeddedFiles]
         self.assertIs(parts[EmbeddedEngine].files, files)
-        self.assertIs(parts[ExpiryWatch]._files, files)
-        self.assertEqual(parts[HangUp]._action, files.reload)
+        both = (files, parts[Trust])
+        self.assertEqual(parts[ExpiryWatch]._files, both)
+        self.assertEqual(parts[HangUp]._action.args, (both,))
 
     def test_recordings(self) -> None:
         """What is configured is what it does."""

@@ -231,7 +231,7 @@ class ServiceTests(TestCase):
         await self.engine.stopService()
         self.start()
         self.assertEqual((await self.engine.ready()).certificate, first.certificate)
-        self.assertEqual(await all_keys(self.client), ())
+        self.assertEqual([each.name for each in await all_keys(self.client)], ["alice@internal"])
 
     async def test_stale_socket(self) -> None:
         """The socket of a killed process is replaced."""
@@ -289,7 +289,7 @@ class ServiceTests(TestCase):
         self.assertIn("500", str(caught.exception))
         await deferLater(reactor, 1.2)
         await deferToThread(rename, "keys_away", "keys")
-        self.assertEqual(await all_keys(self.client), ())
+        self.assertEqual([each.name for each in await all_keys(self.client)], ["alice@internal"])
 
     async def test_body_is_capped(self) -> None:
         """Of a body of 50 MiB nothing is kept, and it is refused."""

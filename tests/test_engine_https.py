@@ -300,7 +300,7 @@ class FilesTests(ConfiguredTestCase):
         """Their end is told a month before, with the cure."""
         self.clock = clock_at(NOW + 825 * DAY - 29 * DAY)
         files = self.started(ticket_ca="ca.pem")
-        watch = ExpiryWatch(self.clock, config.Config(), files, at_once)
+        watch = ExpiryWatch(self.clock, config.Config(), [files], at_once)
         watch.startService()
         [line] = self.logged("")
         self.assertIn("engine.embedded.certificate (", line)
@@ -308,7 +308,7 @@ class FilesTests(ConfiguredTestCase):
         self.successResultOf(watch.stopService())
         self.clock = clock_at(NOW + 3651 * DAY)
         self.events.clear()
-        watch = ExpiryWatch(self.clock, config.Config(), files, at_once)
+        watch = ExpiryWatch(self.clock, config.Config(), [files], at_once)
         watch.startService()
         [line] = self.logged("engine.embedded.ticket_ca (")
         self.assertIn("the CA's new certificate", line)

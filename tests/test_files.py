@@ -37,10 +37,9 @@ from tests.engine_kit import (
     signer,
     todays_authority,
 )
-from vmconsole import config, pki
+from vmconsole import config, pki, watched
 from vmconsole.check import check
 from vmconsole.engine import files as files_module
-from vmconsole.engine import watched
 from vmconsole.engine.client import EngineClient
 from vmconsole.engine.credentials import expiries, load_engine_authorities
 from vmconsole.engine.files import EngineFiles, ExpiryWatch
@@ -561,13 +560,13 @@ class ThreadTests(FilesTestCase):
         """What was never started stops, too."""
         files = EngineFiles(self.clock, self.config(), self.threads)
         self.successResultOf(files.stopService())
-        watch = ExpiryWatch(self.clock, self.config(), files, self.threads)
+        watch = ExpiryWatch(self.clock, self.config(), [files], self.threads)
         self.successResultOf(watch.stopService())
 
     def test_stop_expiry_watch(self) -> None:
         """So does the watch for expiries."""
         self.successResultOf(self.files.stopService())
-        watch = ExpiryWatch(self.clock, self.config(hosts_pki="pki"), self.files, self.threads)
+        watch = ExpiryWatch(self.clock, self.config(hosts_pki="pki"), [self.files], self.threads)
         self.patch(files_module, "host_expiries", lambda *_: iter(()))
         watch.startService()
         stopped = watch.stopService()
@@ -614,6 +613,22 @@ class ExpiryTests(SynchronousTestCase):
                 self.assertIn(words, text)
 
 
+class ReloadAllTests(FilesTestCase):
+    """``reload_all``."""
+
+    def test_all(self) -> None:
+        """Those that have files are read; that none has any is told once."""
+        read: list[int] = []
+        empty = [watched.WatchedFiles(self.clock, (), at_once) for _ in range(2)]
+        files = EngineFiles(self.clock, self.config(), at_once)
+        for number, each in enumerate((files, *empty)):
+            self.patch(each, "reload", lambda number=number: read.append(number))
+        watched.reload_all([*empty, files])
+        self.assertEqual(read, [0])
+        watched.reload_all(empty)
+        self.assertEqual(read, [0, 1])
+
+
 class ExpiryWatchTests(FilesTestCase):
     """What the log says of certificates that end."""
 
@@ -628,7 +643,7 @@ class ExpiryWatchTests(FilesTestCase):
         self.clock = clock_at(now)
         settings = self.config(hosts_pki=hosts_pki)
         files = EngineFiles(self.clock, settings, at_once)
-        watch = ExpiryWatch(self.clock, settings, files if engine else None, at_once)
+        watch = ExpiryWatch(self.clock, settings, [files] if engine else [], at_once)
         for service in (files, watch):
             service.startService()
             self.addCleanup(service.stopService)

@@ -29,8 +29,10 @@ COMMON = {
     "keyoptions",
     "pki",
     "publickeys",
+    "refusals",
     "text",
     "threads",
+    "watched",
 }
 
 

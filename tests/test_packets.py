@@ -37,11 +37,17 @@ class PacketTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.pair = SSHPair(ALL)
+        self.clients = 0
 
     def client(self, **options: Any) -> RawClient:
         """A client that has sent nothing yet."""
-        server = self.pair.factory.buildProtocol(None)
-        return RawClient(server, turn=lambda: self.pair.clock.advance(0), **options)
+        self.clients += 1
+        return RawClient(
+            self.pair.factory.buildProtocol(None),
+            address=f"192.0.2.{self.clients}",
+            turn=lambda: self.pair.clock.advance(0),
+            **options,
+        )
 
     def started(self, **options: Any) -> RawClient:
         """A client with keys, that has looked at what came."""

@@ -24,8 +24,8 @@ from tests.engine_kit import (
     public_line,
     signer,
 )
-from vmconsole import pki
-from vmconsole.engine.embedded import answers, refusals, servlet
+from vmconsole import pki, refusals
+from vmconsole.engine.embedded import answers, servlet
 from vmconsole.engine.embedded.answers import Features, Reply, UnknownUser
 from vmconsole.engine.ticket import sign_ticket
 from vmconsole.errors import (
@@ -290,6 +290,22 @@ class ServletTests(EngineTestCase):
             sorted([(bare, None), (restricted, 'from="10.0.0.0/8"'), (hardware, None)], key=str),
         )
 
+    def test_keyless_users(self) -> None:
+        """A user without a key is there for a client that asks for such, with an empty key; one
+        with a key only once, also when the client cannot be told of the key."""
+        alice, bob = self.engine.store.add_user("alice"), self.engine.store.add_user("bob")
+        self.engine.store.add_keys("bob", f'from="10.0.0.0/8" {public_line("bob")}')
+        empty = {"entityid": alice.id, "entity": "alice@internal", "key": ""}
+        for features, expected in (
+            ("", []),
+            ("key_options", [bob.id]),
+            ("keyless_users", [empty["entityid"]]),
+            ("key_options,keyless_users", [bob.id, alice.id]),
+        ):
+            _, reply = self.command({**KEYS, "features": features})
+            self.assertEqual([each["entityid"] for each in reply["keys"]], expected)
+        self.assertEqual(reply["keys"][-1], empty)
+
     def test_user_ids(self) -> None:
         """A user id that is none: an empty list; one of nobody: 500."""
         command: dict[str, object] = {"command": "available_consoles", "version": 1}
@@ -331,6 +347,9 @@ class ServletTests(EngineTestCase):
         kept = self.result(self.engine.answers.key_list(Features()))
         self.assertIs(self.result(self.engine.answers.key_list(Features())), kept)
         self.engine.store.add_user("alice")
+        entries = self.command({**KEYS, "features": "keyless_users"})[1]["keys"]
+        self.assertEqual([each["entity"] for each in entries], ["alice@internal"])
+        kept = self.result(self.engine.answers.key_list(Features()))
         self.engine.store.grant("alice", "*")
         self.assertIs(self.result(self.engine.answers.key_list(Features())), kept)
         [key] = self.engine.store.add_keys("alice", public_line("alice"))

@@ -74,7 +74,7 @@ class Model:
         """As the store."""
         self.need(self.is_name(name) and name not in self.users)
         self.users.add(name)
-        self.changed("access", "user.add", name)
+        self.changed("access keys", "user.add", name)
 
     def remove_user(self, name: str) -> None:
         """As the store."""

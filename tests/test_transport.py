@@ -14,6 +14,7 @@ from tests.sshpair import ALICE, HOST_KEY, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import ConfigError
 from vmconsole.ssh.algorithms import choose_algorithms, choose_all_algorithms
+from vmconsole.ssh.hostkeys import HostKeys
 
 
 def offered(pair: SSHPair) -> list[list[bytes]]:
@@ -58,7 +59,7 @@ class OfferTests(SynchronousTestCase):
     def test_rsa_host_key(self) -> None:
         """An RSA host key signs with SHA-2 only."""
         pair = SSHPair()
-        pair.factory.use_host_keys({b"ssh-rsa": Key(rsa.generate_private_key(65537, 2048))})
+        pair.factory.use_host_keys(HostKeys([Key(rsa.generate_private_key(65537, 2048))]))
         built = pair.factory.buildProtocol(None)
         self.assertEqual(built.algorithms.host_keys, [b"rsa-sha2-512", b"rsa-sha2-256"])
 

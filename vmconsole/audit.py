@@ -16,7 +16,10 @@ from vmconsole.interfaces import ConsoleInfo, User
 from vmconsole.text import printable
 
 # What others choose is quoted: a name with spaces must not look like fields of its own.
-_USER = "user={user!r} user_id={user_id!r} fingerprint={fingerprint} address={address}"
+_USER = (
+    "user={user!r} user_id={user_id!r} fingerprint={fingerprint} certificate={certificate!r} "
+    "address={address}"
+)
 _SESSION = f"session={{session}} channel={{channel}} {_USER}"
 _PLACE = "vm={vm_name!r} vm_id={vm_id!r} host={host!r}"
 
@@ -28,11 +31,13 @@ class Login(msgspec.Struct, frozen=True):
     """Our id of the connection, hex."""
     user: User
     fingerprint: str
-    """``SHA256:...`` of the key, as ssh-keygen -l shows it."""
+    """``SHA256:...`` of the key, as ssh-keygen -l shows it; of a certificate, the certified one."""
     address: str
     answered: float | None = None
     """When the engine said that this is the user's key (POSIX seconds), if it did not answer at
     the login; None: it did."""
+    certificate: str = ""
+    """Serial, CA and id of the certificate, already escaped; empty: it was a plain key."""
 
 
 class Audit:
@@ -173,6 +178,7 @@ def _identity(login: Login) -> dict[str, str]:
         "user": printable(login.user.name),
         "user_id": printable(login.user.id),
         "fingerprint": login.fingerprint,
+        "certificate": login.certificate,
         "address": login.address,
     }
 

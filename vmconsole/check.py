@@ -13,27 +13,53 @@ from vmconsole.engine.credentials import HOST_CERTIFICATES, host_expiries
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.ssh.algorithms import choose_all_algorithms
+from vmconsole.ssh.certificates import moment
 from vmconsole.ssh.factory import make_endpoint
-from vmconsole.ssh.hostkeys import load_host_keys
+from vmconsole.ssh.hostkeys import HostKeys, load_host_certificates, load_host_keys
+from vmconsole.ssh.trust import (
+    host_certificate_expiries,
+    load_revocation_list,
+    load_user_authorities,
+)
+from vmconsole.text import printable_bytes
 
 
 def check(config: Config, now: datetime) -> Iterator[Finding]:
     """One Finding for each thing that is wrong. Reads files; asks nobody, and makes nothing."""
     yield from check_engine(config, now)
-    yield from _check_ssh(config)
+    yield from _check_ssh(config, now)
     yield from _check_hosts(config, now)
 
 
-def _check_ssh(config: Config) -> Iterator[Finding]:
+def _check_ssh(config: Config, now: datetime) -> Iterator[Finding]:
     if not config.ssh.listen:
         return
+    for look in (_check_endpoints, load_user_authorities, load_revocation_list):
+        try:
+            look(config)
+        except ConfigError as error:
+            yield Finding(str(error))
     try:
-        for description in config.ssh.listen:
-            make_endpoint(None, description)
-        host_keys = load_host_keys(config, make_missing=False)
-        choose_all_algorithms(config.ssh, host_keys)
+        keys = load_host_keys(config, make_missing=False)
+        host_keys = HostKeys(keys, load_host_certificates(config, keys))
+        choose_all_algorithms(config.ssh, host_keys.algorithms)
     except ConfigError as error:
         yield Finding(str(error))
+        return
+    for expiry in host_certificate_expiries(host_keys, now):
+        yield Finding(expiry.text, fatal=False)
+    for certificate in host_keys.certificates:
+        if now.timestamp() < certificate.valid_after:
+            yield Finding(
+                f"ssh.host_certificates: {printable_bytes(certificate.id, 80)} is not valid "
+                f"before {moment(certificate.valid_after)}.",
+                fatal=False,
+            )
+
+
+def _check_endpoints(config: Config) -> None:
+    for description in config.ssh.listen:
+        make_endpoint(None, description)
 
 
 def _check_hosts(config: Config, now: datetime) -> Iterator[Finding]:

@@ -20,6 +20,13 @@ from vmconsole.keyoptions import NO_OPTIONS, KeyOptions
 Role = Literal["operator", "viewer"]
 
 
+class User(msgspec.Struct, frozen=True):
+    """Somebody whom the engine knows."""
+
+    id: str
+    name: str
+
+
 class AuthorizedKey(msgspec.Struct, frozen=True, gc=False):
     """One public key of one user, as the engine tells it."""
 
@@ -35,16 +42,9 @@ class KeyList(msgspec.Struct, frozen=True):
 
     digest: bytes
     """The same for the same answer: who has an index of it need not read it again."""
-    keys: Iterable[AuthorizedKey | None]
-    """Read as they are taken, once, each step in little time; None: a step without a key. Raises
-    EngineError when the answer is no use after all."""
-
-
-class User(msgspec.Struct, frozen=True):
-    """Somebody whom the engine knows."""
-
-    id: str
-    name: str
+    keys: Iterable[AuthorizedKey | User | None]
+    """Read as they are taken, once, each step in little time; a User: one without a key; None: a
+    step without either. Raises EngineError when the answer is no use after all."""
 
 
 class KeyOwner(msgspec.Struct, frozen=True):
@@ -128,15 +128,20 @@ class IPermissions(Interface):
         Raises KeyRefused when its options do not let it in from ``address`` now, EngineError.
         """
 
+    async def user_named(names: Sequence[str]) -> KeyOwner | None:
+        """The first of ``names``, in their order, that is exactly the name of one user; None:
+        none is. A name that several users have is nobody's. Raises EngineError."""
+
     async def consoles(user_id: str, fresh: bool = False) -> ConsoleList:
         """The consoles that the user may open. ``fresh`` passes by what is remembered of an
         earlier answer, unless the engine does not answer. Raises EngineError."""
 
     async def user_ids() -> Sequence[str]:
-        """The ids of all users with a key, of whom there may be many. Raises EngineError."""
+        """The ids of all users whom the engine tells, of whom there may be many. Raises
+        EngineError."""
 
     def watch(
-        blob: bytes,
+        blob: bytes | None,
         address: str,
         owner: KeyOwner,
         revoked: Callable[[str], None],
@@ -144,6 +149,7 @@ class IPermissions(Interface):
     ) -> IWatch:
         """Look again and again whether a login still holds.
 
+        ``blob`` is its key; None: it goes by a certificate, and so by the user's name.
         ``revoked`` is called once, with a sentence for the user. ``unchecked`` is called with the
         time (POSIX seconds) of the last good look when the engine gives no usable answer any
         more, and with None when it does again.
@@ -163,6 +169,9 @@ class IWatch(Interface):
     ) -> Callable[[], None]:
         """Look at the permission for a console, too, from when its stream is open until the
         result is called. ``role`` is called when the user's role has changed."""
+
+    def revoke(reason: str) -> None:
+        """End the login, and its open consoles, as if the engine had taken the permission."""
 
     def stop() -> None:
         """The login is over."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import IService, MultiService
 from twisted.cred.portal import Portal
 from twisted.internet.defer import CancelledError, succeed
@@ -28,16 +29,18 @@ from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
 from vmconsole.engine.last_answer import Lifetimes
 from vmconsole.engine.permissions import Permissions
-from vmconsole.engine.watched import WatchedFiles
 from vmconsole.errors import ConfigError, VMConsoleError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.publickeys import fingerprint
 from vmconsole.signals import HangUp
+from vmconsole.ssh.admission import Admission
 from vmconsole.ssh.avatar import ConsoleRealm
 from vmconsole.ssh.checker import EngineKeyChecker
 from vmconsole.ssh.commands import Commands
-from vmconsole.ssh.factory import ConsoleSSHFactory, make_endpoint
-from vmconsole.ssh.hostkeys import load_host_keys
+from vmconsole.ssh.factory import ConsoleSSHFactory
+from vmconsole.ssh.ports import Ports, make_port
+from vmconsole.ssh.trust import Trust
+from vmconsole.watched import WatchedFiles, reload_all
 
 _log = Logger()
 
@@ -80,12 +83,14 @@ class ConsoleProxy(MultiService):
         reactor: Any,
         loaded: config.Config,
         factory: ConsoleSSHFactory,
+        trust: Trust,
         embedded: EmbeddedEngine | None,
     ) -> None:
         super().__init__()
         self._reactor = reactor
         self._config = loaded
         self._factory = factory
+        self._trust = trust
         self._embedded = embedded
 
     def privilegedStartService(self) -> None:
@@ -122,14 +127,17 @@ class ConsoleProxy(MultiService):
         allowed = raise_open_files()
         self._log.info("may open {files} files", files=allowed)
         if self._config.ssh.listen:
-            keys = load_host_keys(self._config)
-            self._factory.use_host_keys(keys)
-            for kind, key in keys.items():
+            host_keys = self._trust.read_host_keys()
+            self._factory.use_host_keys(host_keys)
+            self._trust.observe(lambda: self._factory.use_host_keys(self._trust.host_keys))
+            for key in host_keys.keys:
                 self._log.info(
                     "host key {kind} {shown}",
-                    kind=kind.decode(),
+                    kind=key.sshType().decode(),
                     shown=fingerprint(key.public().blob()),
                 )
+            for certificate in host_keys.certificates:
+                self._log.info("host certificate {shown}", shown=str(certificate))
 
     def _start(self, start: Callable[[], None], prepare: Callable[[], None] | None = None) -> None:
         try:
@@ -238,23 +246,27 @@ def make_proxy(
     realm = ConsoleRealm(
         permissions, commands, audit, reactor, loaded.limits.sessions_per_connection
     )
-    portal = Portal(realm, [EngineKeyChecker(permissions, loaded.ssh.users)])
-    factory = ConsoleSSHFactory(portal, loaded, audit, reactor, random)
+    trust = Trust(reactor, loaded)
+    trust.observe(lambda: realm.end_refused(trust.refusal))
+    portal = Portal(realm, [EngineKeyChecker(permissions, loaded.ssh.users, trust, reactor)])
+    ports = Ports()
+    admission = Admission(
+        reactor, loaded.limits, secrets.randbelow, pause=ports.pause, resume=ports.resume
+    )
+    factory = ConsoleSSHFactory(portal, loaded, audit, reactor, random, admission)
 
-    proxy = ConsoleProxy(reactor, loaded, factory, embedded)
+    proxy = ConsoleProxy(reactor, loaded, factory, trust, embedded)
     # They stop in the reverse order: first the ssh ports, then the consoles, last the hosts. What
     # consoles still print is recorded.
-    expiry_watch = ExpiryWatch(reactor, loaded, files)
-    hang_up = HangUp(reactor, files.reload)
+    expiry_watch = ExpiryWatch(reactor, loaded, (files, trust))
+    hang_up = HangUp(reactor, partial(reload_all, (files, trust)))
     for part in (
-        *(hosts, embedded, files, expiry_watch, hang_up, permissions),
+        *(hosts, embedded, files, trust, expiry_watch, hang_up, permissions),
         *(recordings, consoles, warm),
     ):
         if part is not None:
             part.setServiceParent(proxy)
     for description in loaded.ssh.listen:
-        port = StreamServerEndpointService(make_endpoint(reactor, description), factory)
-        # Else it would only log that it cannot listen.
-        port._raiseSynchronously = True
-        port.setServiceParent(proxy)
+        make_port(reactor, description, factory).setServiceParent(ports)
+    ports.setServiceParent(proxy)
     return proxy

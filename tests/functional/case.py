@@ -83,6 +83,8 @@ class FunctionalTestCase(LabTestCase):
 
     configuration = ""
     """More TOML for the proxy."""
+    ssh_settings = ""
+    """More TOML for its section [ssh]."""
 
     async def setUp(self) -> None:  # type: ignore[override]
         global _template
@@ -92,7 +94,7 @@ class FunctionalTestCase(LabTestCase):
             # Not with the reactor, which some runners never shut down.
             atexit.register(shutil.rmtree, _template, True)
         shutil.copytree(_template, self.site.folder, dirs_exist_ok=True)
-        self.site.configure(self.configuration)
+        self.site.configure(self.configuration, self.ssh_settings)
         self.alice, self.bob, self.carol = (
             self.site.folder / f"{name}.key" for name in ("alice", "bob", "carol")
         )

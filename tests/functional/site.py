@@ -39,10 +39,10 @@ class Site:
         self._children: list[Child] = []
         self.configure("")
 
-    def configure(self, more: str, users: str = "") -> None:
+    def configure(self, more: str, ssh_settings: str = "") -> None:
         """Write the configuration; ``more`` is TOML behind [ssh] and [state]."""
         self.config.write_text(
-            f'[ssh]\nlisten = ["tcp:{self.port}:interface=127.0.0.1"]\n{users}\n'
+            f'[ssh]\nlisten = ["tcp:{self.port}:interface=127.0.0.1"]\n{ssh_settings}\n'
             f'[state]\ndirectory = "{self.state}"\n{more}\n'
         )
 

@@ -1,138 +1,100 @@
-"""The other ssh clients that people have: PuTTY's plink, paramiko, asyncssh."""
+"""The ssh clients that people have, each with each type of key, through the proxy to a guest."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import hashlib
-from typing import Any
+from pathlib import Path
 
-import asyncssh
-import paramiko
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from tests.functional.case import FunctionalTestCase
-from tests.functional.process import Child, Unexpected
-
-PATIENCE = 20.0
+from tests.functional.clients import (
+    KEY_TYPES,
+    AsyncSSH,
+    Client,
+    Dbclient,
+    Door,
+    OpenSSH,
+    Paramiko,
+    Plink,
+    Session,
+    make_key,
+)
+from tests.functional.process import Child
 
 
 class ClientTests(FunctionalTestCase):
-    """Each lists, opens a console, types, leaves, and gets the exit status."""
+    """Each client, with an ed25519, an RSA and an ECDSA key of the same user: a list, the menu, a
+    console and the way out of it, and the exit status of what goes well and of what does not."""
+
+    async def start_site(self) -> None:
+        """The proxy knows the keys from its start: a new one counts a second later."""
+        self.keys = [await deferToThread(make_key, self.site.folder, kind) for kind in KEY_TYPES]
+        for key in self.keys:
+            await self.site.run("key", "add", "alice", f"{key}.pub")
+        await super().start_site()
+
+    async def test_openssh(self) -> None:
+        """OpenSSH's ssh."""
+        await self.with_each_key(OpenSSH())
 
     async def test_plink(self) -> None:
         """PuTTY's plink."""
-        ppk = self.site.folder / "bob.ppk"
-        convert = Child("puttygen").spawn(
-            reactor,
-            ["/usr/bin/puttygen", str(self.bob), "-o", str(ppk), "-O", "private"],
-        )
-        self.assertEqual(await convert.ended(), 0, convert.errors)
-        blob = (self.site.state / "ssh_host_ed25519_key.pub").read_text().split()[1]
-        digest = hashlib.sha256(base64.b64decode(blob)).digest()
-        shown = "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+        await self.with_each_key(Plink())
 
-        def plink(*words: str) -> Child:
-            options = ["-batch", "-ssh", "-t", "-P", str(self.site.port), "-i", str(ppk)]
-            child = Child("plink").spawn(
-                reactor,
-                [
-                    "/usr/bin/plink",
-                    *options,
-                    "-hostkey",
-                    shown,
-                    "vmproxy@127.0.0.1",
-                    *words,
-                ],
-                env={"HOME": str(self.site.folder)},
-                terminal=True,
-            )
-            self.addCleanup(child.kill)
-            return child
-
-        listing = plink("list")
-        await listing.expect(rb"\tlight1")
-        self.assertEqual(await listing.ended(), 0)
-        console = plink()
-        await console.expect(rb"light1 on node1.*\r\n")
-        console.type(b"typed by plink")
-        await console.expect(rb"typed by plink")
-        console.type(b"\x1d.")
-        self.assertEqual(await console.ended(), 0)
+    async def test_dbclient(self) -> None:
+        """dropbear's dbclient."""
+        await self.with_each_key(Dbclient())
 
     async def test_paramiko(self) -> None:
-        """paramiko, which knows ML-KEM."""
-
-        def talk() -> tuple[bytes, int, bytes, int]:
-            with paramiko.SSHClient() as client:
-                client.load_host_keys(str(self.site.known_hosts))
-                client.connect(
-                    "127.0.0.1",
-                    self.site.port,
-                    "vmproxy",
-                    key_filename=str(self.bob),
-                    allow_agent=False,
-                    look_for_keys=False,
-                    timeout=PATIENCE,
-                )
-                _, out, _ = client.exec_command("list", timeout=PATIENCE)
-                listing = out.read(), out.channel.recv_exit_status()
-                transport = client.get_transport()
-                assert transport is not None
-                channel = transport.open_session()
-                channel.settimeout(PATIENCE)
-                channel.get_pty()
-                channel.invoke_shell()
-                seen = b""
-
-                def read_until(text: bytes) -> None:
-                    nonlocal seen
-                    while text not in seen:
-                        data = channel.recv(4096)
-                        if not data:
-                            raise Unexpected(f"{text!r} did not come: {seen!r}")
-                        seen += data
-
-                read_until(b"To leave")
-                channel.sendall(b"typed by paramiko")
-                read_until(b"typed by paramiko")
-                channel.sendall(b"\x1d.")
-                while data := channel.recv(4096):
-                    seen += data
-                return *listing, seen, channel.recv_exit_status()
-
-        listing, status, seen, left = await deferToThread(talk)
-        self.assertRegex(listing, rb"\tlight1\n$")
-        self.assertIn(b"You left light1", seen)
-        self.assertEqual((status, left), (0, 0))
+        """paramiko."""
+        await self.with_each_key(Paramiko())
 
     async def test_asyncssh(self) -> None:
-        """asyncssh, whose event loop runs in a thread of its own."""
+        """asyncssh."""
+        await self.with_each_key(AsyncSSH())
 
-        async def talk() -> tuple[Any, bytes, int | None]:
-            async with asyncssh.connect(
-                "127.0.0.1",
-                self.site.port,
-                username="vmproxy",
-                client_keys=[str(self.bob)],
-                known_hosts=str(self.site.known_hosts),
-                config=None,
-                agent_path=None,
-            ) as connection:
-                listing = await connection.run("list")
-                async with connection.create_process(term_type="xterm", encoding=None) as process:
-                    seen = await process.stdout.readuntil(b"To leave")
-                    process.stdin.write(b"typed by asyncssh")
-                    seen += await process.stdout.readuntil(b"typed by asyncssh")
-                    process.stdin.write(b"\x1d.")
-                    seen += await process.stdout.read()
-                    await process.wait()
-                    return listing, seen, process.exit_status
+    async def with_each_key(self, client: Client) -> None:
+        """All that a client is to do, once for each type of key."""
+        for key in self.keys:
+            await self.lists(client, key)
+            await self.uses_console(client, key)
+            await self.is_refused(client, key)
 
-        limited = asyncio.wait_for
-        listing, seen, left = await deferToThread(lambda: asyncio.run(limited(talk(), PATIENCE)))
-        self.assertRegex(listing.stdout, r"\tlight1\n$")
-        self.assertEqual(listing.exit_status, 0)
-        self.assertIn(b"You left light1", seen)
-        self.assertEqual(left, 0)
+    def start(self, client: Client, key: Path, *words: str, terminal: bool = False) -> Child:
+        """Start a client; it ends with the test."""
+        door = Door(self.site.port, self.site.known_hosts, self.site.folder)
+        child = client.command(Session(door, key, words, terminal)).start(reactor, terminal)
+        self.addCleanup(child.kill)
+        return child
+
+    async def lists(self, client: Client, key: Path) -> None:
+        """A command without a terminal: all of its output, none of it changed, and a 0."""
+        listing = self.start(client, key, "list")
+        self.assertEqual(await listing.ended(), 0, (client.name, key, listing.errors))
+        self.assertRegex(listing.seen, rb"^([0-9a-f-]{36}\t\w+\n){6}$")
+
+    async def uses_console(self, client: Client, key: Path) -> None:
+        """The shell, which is the menu; a console from it by its number, some words into that and
+        back, and out of it, which is a 0."""
+        console = self.start(client, key, terminal=True)
+        menu = await console.expect(rb"(\d)\. light2 \[[0-9a-f-]{36}\]\r\n.*> ")
+        console.type(menu[1] + b"\r")
+        await console.expect(rb"\[vmconsole: light2 on node2\. To leave: \^\] \. ")
+        for words in (b"typed by " + client.name.encode(), b"\x03\x04\x1a\x1c~.", b"q" * 5000):
+            console.type(words)
+            await console.expect(words.replace(b"~.", rb"~\."))
+        console.type(b"\x1d.")
+        await console.expect(rb"\[vmconsole: You left light2\.\]")
+        self.assertEqual(await console.ended(), 0, (client.name, key))
+
+    async def is_refused(self, client: Client, key: Path) -> None:
+        """What does not go well says why on standard error, and is a 1 or a 2."""
+        for words, status, said in (
+            ("log nonesuch", 1, rb"ERROR: nonesuch is none of your VMs"),
+            ("frobnicate the VM", 2, rb"ERROR: frobnicate is no command"),
+        ):
+            refused = self.start(client, key, words)
+            self.assertEqual(await refused.ended(), status, (client.name, key, refused.errors))
+            self.assertRegex(refused.errors, said)
+            self.assertEqual(refused.seen, b"")

@@ -103,6 +103,6 @@ class StartTests(TestCase):
 
     async def test_weak_algorithm(self) -> None:
         """An algorithm that is too weak."""
-        self.site.configure("", users='ciphers = ["3des-cbc"]')
+        self.site.configure("", ssh_settings='ciphers = ["3des-cbc"]')
         text = await self.told("--config", str(self.site.config))
         self.assertIn("ssh.ciphers: '3des-cbc' is unknown or too weak", text)

@@ -129,3 +129,7 @@ class TailInput(Protocol):
         """The reader typed."""
         if _CTRL_C in data:
             self._tail.leave()
+
+    def revoke(self, reason: str) -> None:
+        """The reader may not go on."""
+        self._tail.revoked(reason)

@@ -1,8 +1,8 @@
-"""Whose key is this?"""
+"""Whose key is this, and who is called so?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from twisted.internet.defer import Deferred
@@ -27,9 +27,10 @@ _MAX_LOGGED = 100
 
 
 class Index:
-    """Users by their keys' blobs; of the keys no objects are made. ``digest`` is the answer's.
+    """Users by their keys' blobs and by name; of the keys no objects are made.
 
-    A key that belongs to two users is refused for both: nobody could tell who logs in.
+    ``digest`` is the answer's. A key, or a name, that belongs to two users is refused for both:
+    nobody could tell who logs in.
     """
 
     def __init__(self, digest: bytes) -> None:
@@ -40,16 +41,29 @@ class Index:
         """The names of those users, or of some of them."""
         self.overfull: set[bytes] = set()
         """Keys that stand in more lines with options than count."""
+        self.names: dict[str, User | None] = {}
+        """None: several users have the name."""
+        self.keyless: list[User] = []
+        """Users without a key, as far as the engine tells of them."""
         self._options: dict[bytes, list[KeyOptions]] = {}
 
-    def add(self, keys: Iterable[AuthorizedKey | None]) -> Iterator[None]:
+    def add(self, keys: Iterable[AuthorizedKey | User | None]) -> Iterator[None]:
         """Add ``keys``, one at each step."""
         users: dict[str, User] = {}
-        for key in keys:
-            if key is not None:
-                user = users.setdefault(key.user_id, User(key.user_id, key.user_name))
-                self._add(key, user)
+        for entry in keys:
+            if isinstance(entry, User):
+                if entry.id not in users:
+                    self.keyless.append(entry)
+                self._add_user(users, entry)
+            elif entry is not None:
+                self._add(entry, self._add_user(users, User(entry.user_id, entry.user_name)))
             yield
+
+    def _add_user(self, users: dict[str, User], user: User) -> User:
+        known = users.setdefault(user.id, user)
+        if known is user and self.names.setdefault(user.name, user) is not user:
+            self.names[user.name] = None
+        return known
 
     def _add(self, key: AuthorizedKey, user: User) -> None:
         if key.blob not in self.users:
@@ -71,9 +85,21 @@ class Index:
 
     def empty(self) -> Iterator[None]:
         """Take all out again, one at each step: to free many small objects takes its time, too."""
-        while self.users:
-            self.users.popitem()
+        for part in (self.users, self.names):
+            while part:
+                part.popitem()
+                yield
+        while self.keyless:
+            self.keyless.pop()
             yield
+
+    def user_named(self, names: Sequence[str]) -> User | None:
+        """See IPermissions."""
+        for name in names:
+            user = self.names.get(name)
+            if user is not None:
+                return user
+        return None
 
     def owner(self, blob: bytes, address: str, now: float) -> KeyOwner | None:
         """Who may log in with this key, from ``address``, at ``now``. Raises KeyRefused.
@@ -106,17 +132,23 @@ class AuthorizedKeys:
 
     async def owner(self, blob: bytes, address: str) -> KeyOwner | None:
         """See IPermissions."""
-        answer = await self._answer_for(blob)
-        now = self._clock.seconds()
-        owner = answer.value.owner(blob, address, now)
+        answer = await self._answer(lambda index: blob in index.users)
+        owner = answer.value.owner(blob, address, self._clock.seconds())
         if answer.answered is None:
             return owner
         if owner is None:
-            raise EngineUnreachable(
-                "The engine does not answer, and its last answer, from "
-                f"{ago(now - answer.answered)}, names no one user with this key."
-            )
+            raise self._not_in_old(answer.answered, "with this key")
         return KeyOwner(owner.user, owner.verify_required, answer.answered)
+
+    async def user_named(self, names: Sequence[str]) -> KeyOwner | None:
+        """See IPermissions."""
+        answer = await self._answer(lambda index: any(name in index.names for name in names))
+        user = answer.value.user_named(names)
+        if user is not None:
+            return KeyOwner(user, answered=answer.answered)
+        if answer.answered is not None:
+            raise self._not_in_old(answer.answered, "of this name")
+        return None
 
     async def fresh(self) -> Index:
         """What the engine just said. Raises EngineError."""
@@ -124,18 +156,25 @@ class AuthorizedKeys:
 
     async def user_ids(self) -> Sequence[str]:
         """See IPermissions."""
-        users = list((await self.fresh()).users.values())
+        index = await self.fresh()
+        users = [*index.users.values(), *index.keyless]
         found: dict[str, None] = {}
         steps = (found.setdefault(user.id) for user in users if user is not None)
         await in_slices(steps, self._clock)
         return list(found)
 
-    async def _answer_for(self, blob: bytes) -> Answer[Index]:
+    async def _answer(self, knows: Callable[[Index], bool]) -> Answer[Index]:
         index = self._last.value
-        if index is not None and blob in index.users:
+        if index is not None and knows(index):
             return await self._last.get(ahead=True)
         # In an outage nobody knows whether it is a new one, however young the last answer is.
         return await self._last.get(0.0 if self._outage.known else _SHORTEST_INTERVAL)
+
+    def _not_in_old(self, answered: float, who: str) -> EngineUnreachable:
+        age = ago(self._clock.seconds() - answered)
+        return EngineUnreachable(
+            f"The engine does not answer, and its last answer, from {age}, names no one user {who}."
+        )
 
     async def _ask(self, last: Index | None) -> Index:
         keys = await self._engine.authorized_keys()

@@ -32,7 +32,7 @@ MAX_REPLY_BYTES = 256 * 1024 * 1024
 _CONSOLES_PART = 8
 _UNREACHABLE = frozenset({502, 503, 504})
 # What we understand beyond the protocol. A real Engine ignores what it does not know.
-_FEATURES = "role,key_options,console_problem"
+_FEATURES = "role,key_options,console_problem,keyless_users"
 # Seconds between both clocks that are worth a word; a reply's date has whole seconds.
 _SKEW = 3
 

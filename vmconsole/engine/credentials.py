@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -14,6 +13,7 @@ from vmconsole import pki
 from vmconsole.config import Config
 from vmconsole.errors import ConfigError
 from vmconsole.text import printable
+from vmconsole.watched import Expiry
 
 # What libvirt wants in hosts.pki, and reads anew for each connection.
 HOST_CERTIFICATES = ("cacert.pem", "clientcert.pem")
@@ -27,13 +27,6 @@ _CURES = {
     "engine.embedded.ticket_ca": "Put the CA's new certificate into this file",
     "hosts.pki": "Put a new one into this file",
 }
-
-
-class Expiry(NamedTuple):
-    """A certificate's end that is near, or past. ``text`` names the file, the date, the cure."""
-
-    text: str
-    expired: bool
 
 
 def load_ticket_identity(config: Config) -> pki.Identity:

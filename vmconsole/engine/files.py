@@ -18,15 +18,22 @@ from vmconsole import pki
 from vmconsole.config import Config
 from vmconsole.engine.credentials import (
     HOST_CERTIFICATES,
-    Expiry,
     expiries,
     host_expiries,
     load_engine_authorities,
     load_ticket_identity,
 )
-from vmconsole.engine.watched import Watched, WatchedFiles, look_failed, now_by, tell, threads_of
 from vmconsole.errors import ConfigError
 from vmconsole.threads import InThread
+from vmconsole.watched import (
+    Expiry,
+    Watched,
+    WatchedFiles,
+    look_failed,
+    now_by,
+    tell,
+    threads_of,
+)
 
 _log = Logger()
 _DAY_SECONDS = 86400.0
@@ -90,7 +97,7 @@ class ExpiryWatch(Service):
         self,
         reactor: Any,
         config: Config,
-        files: WatchedFiles | None,
+        files: Sequence[WatchedFiles],
         in_thread: InThread | None = None,
     ) -> None:
         """``in_thread`` is as for WatchedFiles."""
@@ -122,8 +129,8 @@ class ExpiryWatch(Service):
 
     async def _look_at_all(self) -> None:
         now = now_by(self._reactor)
-        if self._files is not None:
-            tell(self._files.expiries(now))
+        for files in self._files:
+            tell(files.expiries(now))
         for path in self._host_paths:
             try:
                 tell(await self._in_thread(partial(_expiries_of, path, now)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import re
 from base64 import b64encode
 from itertools import pairwise
@@ -10,7 +9,7 @@ from itertools import pairwise
 import msgspec
 
 from vmconsole.keyoptions import NO_OPTIONS, QUOTED, KeyOptions, parse_key_options
-from vmconsole.publickeys import KEY_TYPES, fingerprint
+from vmconsole.publickeys import KEY_TYPES, decode_key, fingerprint
 from vmconsole.text import printable
 
 # Of OpenSSH: a line with the largest key, RSA of 16384 bits, has some 2,800 characters.
@@ -71,12 +70,7 @@ def _bare_key(line: str) -> KeyLine | None:
     words = line.split(None, 2)
     if len(words) < 2:
         return None
-    try:
-        blob = binascii.a2b_base64(words[1], strict_mode=True)
-    except ValueError:
-        return None
-    # A key names its type in the line and, first thing, in the blob.
-    length = int.from_bytes(blob[:4], "big")
-    if len(blob) < 5 or blob[4 : 4 + length].decode("latin-1") != words[0]:
+    blob = decode_key(words[0], words[1])
+    if blob is None:
         return None
     return KeyLine(words[0], blob, words[2] if len(words) == 3 else "")

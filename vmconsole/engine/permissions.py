@@ -67,6 +67,10 @@ class Permissions(Service):
         """See IPermissions."""
         return await self._keys.owner(blob, address)
 
+    async def user_named(self, names: Sequence[str]) -> KeyOwner | None:
+        """See IPermissions."""
+        return await self._keys.user_named(names)
+
     async def consoles(self, user_id: str, fresh: bool = False) -> ConsoleList:
         """See IPermissions."""
         return await self._consoles.consoles(user_id, fresh)
@@ -78,7 +82,7 @@ class Permissions(Service):
 
     def watch(
         self,
-        blob: bytes,
+        blob: bytes | None,
         address: str,
         owner: KeyOwner,
         revoked: Callable[[str], None],

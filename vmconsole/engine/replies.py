@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from vmconsole.engine.keyline import find_fingerprint, parse_key_line
 from vmconsole.engine.splitter import EntrySplitter
 from vmconsole.errors import EngineError
-from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Role
+from vmconsole.interfaces import AuthorizedKey, ConsoleInfo, Role, User
 from vmconsole.text import printable
 
 # What the parser is fed at a time, in bytes: less than a millisecond of work.
@@ -102,15 +102,17 @@ def warn_if_slow(log: Logger) -> None:
         log.warn("ijson has no compiled part here: reading long lists of keys will be slow.")
 
 
-def read_keys(pieces: Sequence[bytes], problems: Problems) -> Iterator[AuthorizedKey | None]:
+def read_keys(pieces: Sequence[bytes], problems: Problems) -> Iterator[AuthorizedKey | User | None]:
     """The keys in a reply that may be large, read as they are taken; None: a step without one.
+
+    A User is one who has no key, of an engine that knows the feature ``keyless_users``.
 
     Raises EngineError: then none of what came before counts.
     """
     tell = problems.report()
     entries = readable = 0
     for entry in _entries_of_any(pieces):
-        key = None
+        key: AuthorizedKey | User | None = None
         if entry is not None:
             entries += 1
             try:
@@ -203,7 +205,11 @@ def _not_understood(error: Exception) -> EngineError:
     return EngineError(f"The engine's answer cannot be understood: {printable(str(error))}.")
 
 
-def _authorized_key(entry: _KeyEntry, tell: Callable[[str, str], None]) -> AuthorizedKey | None:
+def _authorized_key(
+    entry: _KeyEntry, tell: Callable[[str, str], None]
+) -> AuthorizedKey | User | None:
+    if not entry.key and entry.entityid and entry.entity:
+        return User(entry.entityid, entry.entity)
     if not entry.key.strip():
         return None
     owner = printable(entry.entity)

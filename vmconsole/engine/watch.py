@@ -36,7 +36,7 @@ class Watch:
 
     def __init__(
         self,
-        blob: bytes,
+        blob: bytes | None,
         address: str,
         user: User,
         since: float,
@@ -76,14 +76,23 @@ class Watch:
         self._stopped(self)
 
     def look_at_key(self, index: Index, now: float) -> None:
-        """Whether the key would let its user in now."""
+        """Whether the key, or the name in the certificate, would let its user in now."""
+        if self._blob is None:
+            named = index.user_named((self.user.name,))
+            if named is None or named.id != self.user.id:
+                self.revoke(
+                    "Your certificate no longer lets you in: the engine does not know its user."
+                )
+            else:
+                self.passed("key", now)
+            return
         try:
             owner = index.owner(self._blob, self._address, now)
         except KeyRefused as error:
-            self._revoke(f"Your key no longer lets you in: {error}.")
+            self.revoke(f"Your key no longer lets you in: {error}.")
             return
         if owner is None or owner.user.id != self.user.id:
-            self._revoke("Your key no longer lets you in: the engine does not know it as yours.")
+            self.revoke("Your key no longer lets you in: the engine does not know it as yours.")
         else:
             self.passed("key", now)
 
@@ -128,7 +137,8 @@ class Watch:
             if not self._failing:
                 self._unchecked(None)
 
-    def _revoke(self, reason: str) -> None:
+    def revoke(self, reason: str) -> None:
+        """See IWatch."""
         self.stop()
         try:
             for watch in list(self.consoles):

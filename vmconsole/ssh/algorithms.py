@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
-
-from twisted.conch.ssh.keys import Key
 
 from vmconsole.config import SSH
 from vmconsole.errors import ConfigError
@@ -20,7 +18,14 @@ CIPHERS = (
     b"aes128-ctr",
 )
 MACS = (b"hmac-sha2-256-etm@openssh.com", b"hmac-sha2-512-etm@openssh.com")
-HOST_KEY_ALGORITHMS = (b"ssh-ed25519", b"rsa-sha2-512", b"rsa-sha2-256")
+HOST_KEY_ALGORITHMS = (
+    b"ssh-ed25519-cert-v01@openssh.com",
+    b"rsa-sha2-512-cert-v01@openssh.com",
+    b"rsa-sha2-256-cert-v01@openssh.com",
+    b"ssh-ed25519",
+    b"rsa-sha2-512",
+    b"rsa-sha2-256",
+)
 # Also sound, for a site whose clients need them: taken when configured, not offered otherwise.
 _MORE_KEX = (b"ecdh-sha2-nistp256", b"ecdh-sha2-nistp384", b"ecdh-sha2-nistp521")
 _MORE_CIPHERS = (b"aes192-ctr",)
@@ -43,14 +48,14 @@ class Algorithms(NamedTuple):
     macs: Sequence[bytes]
 
 
-def choose_all_algorithms(ssh: SSH, host_keys: Mapping[bytes, Key]) -> Algorithms:
-    """What the configuration offers with these host keys; with none, as if there were all.
+def choose_all_algorithms(ssh: SSH, usable: Collection[bytes]) -> Algorithms:
+    """What the configuration offers; ``usable`` are the algorithms that there are host keys for,
+    and certificates. With none, as if there were all.
 
     Raises ConfigError for a name that is unknown or weak, and when no host key is left to offer.
     """
     possible = choose_algorithms("host_key_algorithms", ssh.host_key_algorithms)
-    usable = {name for key in host_keys.values() for name in key.supportedSignatureAlgorithms()}
-    offered = [name for name in possible if name in usable or not host_keys]
+    offered = [name for name in possible if name in usable or not usable]
     if not offered:
         raise ConfigError("ssh.host_key_algorithms: none goes with the keys of ssh.host_keys.")
     return Algorithms(

@@ -9,6 +9,7 @@ from twisted.conch.error import IgnoreAuthentication, ValidPublicKey
 from twisted.conch.interfaces import IConchUser
 from twisted.conch.ssh import transport, userauth
 from twisted.conch.ssh.common import NS, getNS
+from twisted.conch.ssh.keys import Key
 from twisted.cred.credentials import SSHPrivateKey
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
@@ -18,7 +19,8 @@ from twisted.python.failure import Failure
 from vmconsole.errors import EngineError, EngineUnreachable
 from vmconsole.publickeys import fingerprint
 from vmconsole.ssh.avatar import Connection
-from vmconsole.ssh.checker import UNPARSABLE, AddressedKey, NotHere
+from vmconsole.ssh.certificates import SUFFIX, UNPARSABLE, CertificateError, parse_certificate
+from vmconsole.ssh.checker import AddressedKey, NotHere
 from vmconsole.ssh.logs import conch_logger
 from vmconsole.text import ago, printable
 
@@ -100,9 +102,9 @@ class UserAuth(userauth.SSHUserAuthServer):
             # Else somebody would be logged in, and then refused the service.
             tries.refusal = "another service than ssh-connection was asked for"
             raise UnauthorizedLogin(tries.refusal)
-        tries.note_key(fingerprint(credentials.blob))
+        tries.note_key(_shown(credentials))
         self._count(credentials.signature is not None)
-        mind = Connection(self.transport.session_id, self.transport.address, credentials.blob)
+        mind = Connection(self.transport.session_id, self.transport.address)
         try:
             result = await self.portal.login(
                 AddressedKey(credentials, mind.address), mind, IConchUser
@@ -119,6 +121,7 @@ class UserAuth(userauth.SSHUserAuthServer):
             raise
         except EngineError as error:
             tries.refusal = str(error)
+            tries.not_their_fault = True
             self.log.warn(
                 "session {session}: no login without the engine: {error}",
                 session=self.transport.session_id,
@@ -173,15 +176,25 @@ class UserAuth(userauth.SSHUserAuthServer):
             + NS(algorithm)
             + NS(blob)
         )
-        if not algorithm.startswith(b"sk-"):
+        if not algorithm.startswith(b"sk-") or algorithm.endswith(SUFFIX):
             return message
-        application = b"ssh:"
-        if not blob.endswith(NS(application)):
-            raise ValueError("the security key is not one for ssh")
+        application = Key.fromString(blob, type="BLOB").application or b""
         return bytes(self._wrapMessageWithSKMetadata(signature, message, application))
 
     def _end(self, text: bytes) -> None:
         self.transport.sendDisconnect(transport.DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE, text)
+
+
+def _shown(credentials: SSHPrivateKey) -> str:
+    """A key for the audit; of a certificate, the certified key, and what else tells it apart."""
+    if credentials.algName.endswith(SUFFIX):
+        try:
+            certificate = parse_certificate(credentials.blob)
+        except CertificateError:
+            pass
+        else:
+            return f"{fingerprint(certificate.key_blob)} ({certificate})"
+    return fingerprint(credentials.blob)
 
 
 def _wrong_name(names: Sequence[bytes]) -> str:

@@ -10,12 +10,15 @@ from twisted.conch.avatar import ConchUser
 from twisted.conch.interfaces import IConchUser
 from twisted.cred.portal import IRealm
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
 from vmconsole.audit import Audit, Login
-from vmconsole.interfaces import IPermissions, IWatch, KeyOwner
+from vmconsole.interfaces import IPermissions, IWatch
 from vmconsole.publickeys import fingerprint
+from vmconsole.ssh.certificates import Certificate
+from vmconsole.ssh.checker import Proof
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.session import SessionChannel
 
@@ -25,7 +28,6 @@ class Connection(msgspec.Struct, frozen=True):
 
     session: str
     address: str
-    blob: bytes
 
 
 class ConsoleAvatar(ConchUser):
@@ -35,18 +37,35 @@ class ConsoleAvatar(ConchUser):
     """The look at whether the login still holds."""
 
     def __init__(
-        self, login: Login, commands: Commands, clock: IReactorTime, max_sessions: int
+        self,
+        login: Login,
+        proof: Proof,
+        commands: Commands,
+        clock: IReactorTime,
+        max_sessions: int,
     ) -> None:
         super().__init__()
         self.login = login
+        self.proof = proof
         self.max_sessions = max_sessions
         self.revoked = ""
         """Why it does not."""
         self.channelLookup[b"session"] = partial(SessionChannel, clock=clock)
         self._commands = commands
 
+    @property
+    def permits_pty(self) -> bool:
+        """Whether the user may have a terminal: a certificate has to say so."""
+        return self.proof.certificate is None or self.proof.certificate.permits_pty
+
     def run(self, channel: SessionChannel, line: bytes) -> Deferred[int]:
-        """Carry out a command line on ``channel``; fires with the exit status."""
+        """Carry out a command line on ``channel``; fires with the exit status.
+
+        A certificate with ``force-command`` has its own in the line's place.
+        """
+        if self.proof.certificate is not None:
+            forced = self.proof.certificate.force_command
+            line = line if forced is None else forced
         return Deferred.fromCoroutine(self._commands.run(channel, self.login, self.watch, line))
 
     def revoke(self, reason: str) -> None:
@@ -57,7 +76,12 @@ class ConsoleAvatar(ConchUser):
 
 @implementer(IRealm)
 class ConsoleRealm:
-    """Makes avatars of the engine's users, and has them looked at while they are here."""
+    """Makes avatars of the engine's users, and has them looked at while they are here.
+
+    A login by a certificate ends with that.
+    """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -72,25 +96,40 @@ class ConsoleRealm:
         self._audit = audit
         self._clock = clock
         self._max_sessions = max_sessions
+        # By when their users logged in.
+        self._avatars: dict[ConsoleAvatar, None] = {}
+
+    def end_refused(self, refusal: Callable[[bytes, Certificate | None], str]) -> None:
+        """End each login whose key or certificate is refused now, with the reason."""
+        for avatar in list(self._avatars):
+            reason = refusal(avatar.proof.blob, avatar.proof.certificate)
+            if reason:
+                with self._log.failuresHandled("Ending a login that is revoked"):
+                    avatar.watch.revoke(reason)
 
     def requestAvatar(  # type: ignore[override]
-        self, avatarId: KeyOwner, mind: Connection, *interfaces: type[Interface]
+        self, avatarId: Proof, mind: Connection, *interfaces: type[Interface]
     ) -> tuple[type[Interface], ConsoleAvatar, Callable[[], None]]:
         """See IRealm; the mind is the Connection."""
         if IConchUser not in interfaces:
             raise NotImplementedError("a console user is an IConchUser, nothing else")
+        owner, certificate = avatarId.owner, avatarId.certificate
         login = Login(
             session=mind.session,
-            user=avatarId.user,
-            fingerprint=fingerprint(mind.blob),
+            user=owner.user,
+            fingerprint=fingerprint(avatarId.blob),
             address=mind.address,
-            answered=avatarId.answered,
+            answered=owner.answered,
+            certificate="" if certificate is None else str(certificate),
         )
-        avatar = ConsoleAvatar(login, self._commands, self._clock, self._max_sessions)
+        avatar = ConsoleAvatar(login, avatarId, self._commands, self._clock, self._max_sessions)
+        self._avatars[avatar] = None
+        expiry = self._end_with(avatar, certificate)
 
         def revoked(reason: str) -> None:
-            self._audit.revoked(login, reason)
-            avatar.revoke(reason)
+            if not avatar.revoked:
+                self._audit.revoked(login, reason)
+                avatar.revoke(reason)
 
         def unchecked(since: float | None) -> None:
             if since is None:
@@ -99,6 +138,28 @@ class ConsoleRealm:
                 self._audit.unchecked(login, since)
 
         avatar.watch = self._permissions.watch(
-            mind.blob, mind.address, avatarId, revoked, unchecked
+            avatarId.blob if certificate is None else None,
+            mind.address,
+            owner,
+            revoked,
+            unchecked,
         )
-        return IConchUser, avatar, avatar.watch.stop
+
+        def logout() -> None:
+            self._avatars.pop(avatar, None)
+            if expiry is not None and expiry.active():
+                expiry.cancel()
+            avatar.watch.stop()
+
+        return IConchUser, avatar, logout
+
+    def _end_with(
+        self, avatar: ConsoleAvatar, certificate: Certificate | None
+    ) -> IDelayedCall | None:
+        if certificate is None or certificate.expires is None:
+            return None
+        left = max(0.0, certificate.expires - self._clock.seconds())
+        return self._clock.callLater(left, self._expired, avatar)
+
+    def _expired(self, avatar: ConsoleAvatar) -> None:
+        avatar.watch.revoke("Your certificate has expired.")

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.poly1305 import Poly1305
 Random = Callable[[int], bytes]
 
 _LENGTH = struct.Struct(">L")
-_HEAD = struct.Struct(">LB")
+_BYTE = [bytes((value,)) for value in range(256)]
 _LEAST_PADDING = 4
 _TAG = 16
+_COUNTER_AND_NONCE = struct.Struct(">QQ")
 # Of ChaCha20, in bytes: what one step of its counter stands for.
 _CHACHA_BLOCK = bytes(64)
 
@@ -129,12 +130,13 @@ def _cut(cipher: bytes, keys: Keys) -> tuple[bytes, bytes]:
     return keys.iv[: sizes.iv_size], keys.cipher[: sizes.key_size]
 
 
-def _pack(payload: bytes, block: int, uncounted: int, random: Random) -> bytes:
-    """The packet in clear. ``uncounted`` bytes at its beginning are not padded to a block."""
-    padding = block - (5 - uncounted + len(payload)) % block
+def _pack(payload: bytes, block: int, counted: int, random: Random) -> tuple[bytes, bytes]:
+    """The length of a packet, of which ``counted`` bytes are padded to a block, and the rest."""
+    padding = block - (counted + 1 + len(payload)) % block
     if padding < _LEAST_PADDING:
         padding += block
-    return _HEAD.pack(1 + len(payload) + padding, padding) + payload + random(padding)
+    body = b"".join((_BYTE[padding], payload, random(padding)))
+    return _LENGTH.pack(len(body)), body
 
 
 def _unpack(body: bytes) -> bytes:
@@ -145,8 +147,8 @@ def _unpack(body: bytes) -> bytes:
     return body[1:end]
 
 
-def _whole(length: int, block: int, uncounted: int, tag: int) -> int:
-    if length < block - (4 - uncounted) or (4 - uncounted + length) % block:
+def _whole(length: int, block: int, counted: int, tag: int) -> int:
+    if length < block - counted or (counted + length) % block:
         raise BadPacketError("the length of a packet is wrong")
     return 4 + length + tag
 
@@ -161,11 +163,11 @@ class NullCipher:
 
     def seal(self, sequence: int, payload: bytes) -> bytes:
         """See Sealer."""
-        return _pack(payload, 8, 0, self._random)
+        return b"".join(_pack(payload, 8, 4, self._random))
 
     def wire_size(self, sequence: int, head: bytes) -> int:
         """See Opener."""
-        return _whole(_LENGTH.unpack(head)[0], 8, 0, 0)
+        return _whole(_LENGTH.unpack(head)[0], 8, 4, 0)
 
     def open(self, sequence: int, packet: bytes) -> bytes:
         """See Opener."""
@@ -181,7 +183,7 @@ class _PlainSealer:
         self._random = random
 
     def seal(self, sequence: int, payload: bytes) -> bytes:
-        packet = _pack(payload, 16, 0, self._random)
+        packet = b"".join(_pack(payload, 16, 4, self._random))
         tag = hmac.digest(self._key, _LENGTH.pack(sequence) + packet, self._digest)
         return bytes(self._encrypt(packet)) + tag
 
@@ -196,7 +198,7 @@ class _PlainOpener:
 
     def wire_size(self, sequence: int, head: bytes) -> int:
         self._head = self._decrypt(head)
-        return _whole(_LENGTH.unpack(self._head[:4])[0], 16, 0, self._tag_size)
+        return _whole(_LENGTH.unpack(self._head[:4])[0], 16, 4, self._tag_size)
 
     def open(self, sequence: int, packet: bytes) -> bytes:
         end = len(packet) - self._tag_size
@@ -211,8 +213,8 @@ class _EtMSealer(_PlainSealer):
     """OpenSSH's PROTOCOL, section 1.5: the length in clear, and the MAC of what is sent."""
 
     def seal(self, sequence: int, payload: bytes) -> bytes:
-        packet = _pack(payload, 16, 4, self._random)
-        sent: bytes = packet[:4] + self._encrypt(packet[4:])
+        length, body = _pack(payload, 16, 0, self._random)
+        sent: bytes = length + self._encrypt(body)
         return sent + hmac.digest(self._key, _LENGTH.pack(sequence) + sent, self._digest)
 
 
@@ -220,7 +222,7 @@ class _EtMOpener(_PlainOpener):
     head_size = 4
 
     def wire_size(self, sequence: int, head: bytes) -> int:
-        return _whole(_LENGTH.unpack(head)[0], 16, 4, self._tag_size)
+        return _whole(_LENGTH.unpack(head)[0], 16, 0, self._tag_size)
 
     def open(self, sequence: int, packet: bytes) -> bytes:
         end = len(packet) - self._tag_size
@@ -251,16 +253,16 @@ class _GCMSealer(_GCM):
         self._random = random
 
     def seal(self, sequence: int, payload: bytes) -> bytes:
-        packet = _pack(payload, 16, 4, self._random)
-        length = packet[:4]
-        return length + bytes(self._aead.encrypt(self._nonce(), packet[4:], length))
+        length, body = _pack(payload, 16, 0, self._random)
+        sealed: bytes = length + self._aead.encrypt(self._nonce(), body, length)
+        return sealed
 
 
 class _GCMOpener(_GCM):
     head_size = 4
 
     def wire_size(self, sequence: int, head: bytes) -> int:
-        return _whole(_LENGTH.unpack(head)[0], 16, 4, _TAG)
+        return _whole(_LENGTH.unpack(head)[0], 16, 0, _TAG)
 
     def open(self, sequence: int, packet: bytes) -> bytes:
         try:
@@ -274,11 +276,14 @@ class _ChaCha:
     nonce, and the first block of the stream the key of the tag."""
 
     def __init__(self, key: bytes) -> None:
-        self._main, self._header = key[:32], key[32:]
+        self._main, self._header = (
+            Cipher(ChaCha20(part, bytes(16)), None).encryptor() for part in (key[:32], key[32:])
+        )
 
-    def _stream(self, key: bytes, sequence: int) -> Any:
+    def _begin(self, stream: Any, sequence: int) -> Any:
         # The counter of blocks, from 0, before the nonce.
-        return Cipher(ChaCha20(key, struct.pack(">QQ", 0, sequence)), None).encryptor().update
+        stream.reset_nonce(_COUNTER_AND_NONCE.pack(0, sequence))
+        return stream.update
 
 
 class _ChaChaSealer(_ChaCha):
@@ -287,10 +292,10 @@ class _ChaChaSealer(_ChaCha):
         self._random = random
 
     def seal(self, sequence: int, payload: bytes) -> bytes:
-        packet = _pack(payload, 8, 4, self._random)
-        crypt = self._stream(self._main, sequence)
+        length, body = _pack(payload, 8, 0, self._random)
+        crypt = self._begin(self._main, sequence)
         tag_key = crypt(_CHACHA_BLOCK)[:32]
-        sent = bytes(self._stream(self._header, sequence)(packet[:4]) + crypt(packet[4:]))
+        sent: bytes = self._begin(self._header, sequence)(length) + crypt(body)
         return sent + Poly1305.generate_tag(tag_key, sent)
 
 
@@ -298,11 +303,11 @@ class _ChaChaOpener(_ChaCha):
     head_size = 4
 
     def wire_size(self, sequence: int, head: bytes) -> int:
-        length = self._stream(self._header, sequence)(head)
-        return _whole(_LENGTH.unpack(length)[0], 8, 4, _TAG)
+        length = self._begin(self._header, sequence)(head)
+        return _whole(_LENGTH.unpack(length)[0], 8, 0, _TAG)
 
     def open(self, sequence: int, packet: bytes) -> bytes:
-        crypt = self._stream(self._main, sequence)
+        crypt = self._begin(self._main, sequence)
         tag_key = crypt(_CHACHA_BLOCK)[:32]
         sent = packet[:-_TAG]
         try:

@@ -112,12 +112,13 @@ class Commands:
     async def _info(self, user: UserSession, request: Request) -> int:
         login = user.login
         user.tell_stale(user.watch.unconfirmed)
+        certificate = f"certificate: {login.certificate}\n" if login.certificate else ""
         _print(
             user.channel,
             f"vmconsole {__version__}\n"
             f"user: {printable(login.user.name)} [{printable(login.user.id)}]\n"
             f"key: {login.fingerprint}\n"
-            f"from: {login.address}\n"
+            f"{certificate}from: {login.address}\n"
             f"session: {login.session}\n",
         )
         return 0

@@ -10,7 +10,9 @@ from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.transport import DISCONNECT_BY_APPLICATION
 from twisted.internet.interfaces import IDelayedCall
 
+from vmconsole.ssh.hostkeys_update import ANNOUNCE, PROVE, HostKeysUpdate
 from vmconsole.ssh.logs import conch_logger
+from vmconsole.ssh.packets import ProtocolError
 from vmconsole.ssh.session import LAST_OUTPUT
 
 
@@ -19,6 +21,7 @@ class ConsoleConnection(connection.SSHConnection):
 
     transport: Any
     _last_call: IDelayedCall | None = None
+    _host_keys: HostKeysUpdate | None = None
     _log = conch_logger("vmconsole.ssh.conch")
 
     def ssh_CHANNEL_OPEN(self, packet: bytes) -> None:
@@ -30,10 +33,19 @@ class ConsoleConnection(connection.SSHConnection):
             self._refuse(sender, connection.OPEN_ADMINISTRATIVELY_PROHIBITED, revoked.encode())
         elif kind != b"session":
             self._refuse(sender, connection.OPEN_ADMINISTRATIVELY_PROHIBITED, b"only sessions here")
-        elif len(self.channels) >= self.transport.avatar.max_sessions:
-            self._refuse(sender, connection.OPEN_RESOURCE_SHORTAGE, b"too many sessions")
         else:
-            super().ssh_CHANNEL_OPEN(packet)
+            self._open(sender, packet)
+
+    def _open(self, sender: bytes, packet: bytes) -> None:
+        counts, avatar = self.transport.factory.session_counts, self.transport.avatar
+        count = len(self.channels)
+        refusal = counts.refusal(avatar.login.user, count, avatar.max_sessions)
+        if refusal is not None:
+            self._refuse(sender, connection.OPEN_RESOURCE_SHORTAGE, refusal.encode())
+            return
+        super().ssh_CHANNEL_OPEN(packet)
+        if len(self.channels) > count:
+            counts.opened(avatar.login.user)
 
     def _refuse(self, sender: bytes, reason: int, text: bytes) -> None:
         self.transport.sendPacket(
@@ -54,6 +66,8 @@ class ConsoleConnection(connection.SSHConnection):
 
     def channelClosed(self, channel: Any) -> None:
         """The last session of a login that was revoked takes the connection with it."""
+        if channel in self.channelsToRemoteChannel:
+            self.transport.factory.session_counts.closed(self.transport.avatar.login.user)
         super().channelClosed(channel)
         revoked = self.transport.avatar.revoked
         if revoked and not self.channels:
@@ -72,9 +86,36 @@ class ConsoleConnection(connection.SSHConnection):
         if self._last_call is not None and self._last_call.active():
             self._last_call.cancel()
 
-    def gotGlobalRequest(self, requestType: bytes, data: bytes) -> int:
-        """Section 4: none is granted. To a keepalive, a failure is an answer too."""
+    def serviceStarted(self) -> None:
+        """Somebody is logged in: tell their client of all our host keys."""
+        super().serviceStarted()
+        transport = self.transport
+        self._host_keys = HostKeysUpdate(transport.host_keys, transport.sessionID, transport.keyAlg)
+        self.sendGlobalRequest(ANNOUNCE, self._host_keys.announcement())
+
+    def gotGlobalRequest(self, requestType: bytes, data: bytes) -> int | tuple[int, bytes]:
+        """Section 4: that we have our host keys is proved; else nothing is granted. To a
+        keepalive, a failure is an answer too."""
+        if requestType == PROVE and self._host_keys is not None:
+            proof = self._host_keys.prove(data)
+            return 0 if proof is None else (1, proof)
         return 0
+
+    def ssh_CHANNEL_DATA(self, packet: bytes) -> None:
+        """Section 5.2: no more than the client may send."""
+        self._check_size(*struct.unpack(">2L", packet[:8]))
+        super().ssh_CHANNEL_DATA(packet)
+
+    def ssh_CHANNEL_EXTENDED_DATA(self, packet: bytes) -> None:
+        """Likewise."""
+        channel, _, size = struct.unpack(">3L", packet[:12])
+        self._check_size(channel, size)
+        super().ssh_CHANNEL_EXTENDED_DATA(packet)
+
+    def _check_size(self, number: int, size: int) -> None:
+        channel = self.channels[number]
+        if size > channel.localWindowLeft or size > channel.localMaxPacket:
+            raise ProtocolError("more data than the window has room for")
 
     def adjustWindow(self, channel: Any, bytesToAdd: int) -> None:
         """Let the client send more, unless the channel holds it back."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from twisted.conch.ssh import factory
-from twisted.conch.ssh.keys import Key
 from twisted.cred.portal import Portal
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEndpoint
@@ -14,15 +13,15 @@ from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEnd
 from vmconsole.audit import Audit
 from vmconsole.config import Config
 from vmconsole.errors import ConfigError
-from vmconsole.ssh.algorithms import choose_all_algorithms
+from vmconsole.ssh.admission import Admission
+from vmconsole.ssh.algorithms import Algorithms, choose_all_algorithms
 from vmconsole.ssh.auth import UserAuth
 from vmconsole.ssh.checker import USER_KEY_ALGORITHMS
 from vmconsole.ssh.connection import ConsoleConnection
 from vmconsole.ssh.handshakes import Handshakes
+from vmconsole.ssh.hostkeys import HostKeys
+from vmconsole.ssh.session_counts import SessionCounts
 from vmconsole.ssh.transport import ConsoleTransport
-
-_RSA_BITS = 3072
-_MIN_RSA_BITS = 2048
 
 
 class ConsoleSSHFactory(factory.SSHFactory):
@@ -32,6 +31,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
     """
 
     noisy = False
+    protocol = ConsoleTransport
     services = {  # noqa: RUF012 - Conch's own way to say it
         b"ssh-userauth": UserAuth,
         b"ssh-connection": ConsoleConnection,
@@ -45,6 +45,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
         audit: Audit,
         clock: IReactorTime,
         random: Callable[[int], bytes],
+        admission: Admission,
     ) -> None:
         self.portal = portal
         self.audit = audit
@@ -54,16 +55,20 @@ class ConsoleSSHFactory(factory.SSHFactory):
         self.user_names = [name.encode() for name in config.ssh.users]
         self.random = random
         self.settings = config.ssh
+        self.admission = admission
         self.handshakes = Handshakes(clock)
+        self.session_counts = SessionCounts(config.limits.sessions_per_user, clock)
         # Conch would say for each connection that it has none; group exchange is not offered.
         self.primes = {0: []}
 
-    def use_host_keys(self, keys: Mapping[bytes, Key]) -> None:
-        """Take the private host keys, by their ssh type. Raises ConfigError when the configured
-        algorithms leave nothing to offer."""
-        self.privateKeys = dict(keys)
-        self.publicKeys = {kind: key.public() for kind, key in keys.items()}
-        self._algorithms = choose_all_algorithms(self.settings, keys)
+    def use_host_keys(self, host_keys: HostKeys) -> None:
+        """Take the host's keys and certificates, for new connections. Raises ConfigError when the
+        configured algorithms leave nothing to offer."""
+        self._algorithms = choose_all_algorithms(self.settings, host_keys.algorithms)
+        self.host_keys = host_keys
+        # Conch wants to see some at the start; which are used, the transport decides.
+        self.privateKeys = {key.sshType(): key for key in reversed(host_keys.keys)}
+        self.publicKeys = {kind: key.public() for kind, key in self.privateKeys.items()}
 
     def make_session_id(self) -> str:
         """An id for one connection, for the log and the audit."""
@@ -71,12 +76,18 @@ class ConsoleSSHFactory(factory.SSHFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> ConsoleTransport:
         """See IFactory."""
-        protocol = ConsoleTransport()
+        protocol = self.protocol()
         protocol.factory = self
-        protocol.algorithms = self._algorithms
+        protocol.host_keys = self.host_keys
+        protocol.algorithms = self._offered()
         protocol.random = self.random
         protocol.server_sig_algs = self.user_key_algorithms
         return protocol
+
+    def _offered(self) -> Algorithms:
+        usable = self.host_keys.offered(self.clock.seconds())
+        names = [name for name in self._algorithms.host_keys if name in usable]
+        return self._algorithms._replace(host_keys=names)
 
     def getService(self, transport: Any, service: bytes) -> Any:
         """``ssh-userauth`` until somebody is logged in, ``ssh-connection`` from then on."""

@@ -99,11 +99,16 @@ class PacketTransport(transport.SSHServerTransport):
     _seal_name = _open_name = (b"", b"")
 
     def begin(self) -> None:
-        """Send the version and our KEXINIT, and read what has come in."""
+        """Send the version and our KEXINIT."""
+        self.send_version()
+        self.sendKexInit()
+
+    def send_version(self) -> None:
+        """The first that a client gets (RFC 4253, section 4.2); behind it a DISCONNECT is
+        understood, too."""
         self._sealer: Sealer = NullCipher(self.random)
         self._opener: Opener = NullCipher(self.random)
         self.transport.write(self.ourVersionString + b"\r\n")
-        self.sendKexInit()
 
     @property
     def exchanging(self) -> bool:

@@ -24,7 +24,9 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from vmconsole.ssh.idle import IdleTimer
 from vmconsole.ssh.logs import conch_logger
+from vmconsole.ssh.packets import ProtocolError
 
 if TYPE_CHECKING:
     from vmconsole.ssh.avatar import ConsoleAvatar
@@ -36,6 +38,7 @@ LAST_OUTPUT = 5.0
 MAX_WAITING_OUTPUT = 65536
 _JOINED = 4096
 _MAX_PACKET = 32768
+_LARGEST_WINDOW = 0xFFFFFFFF
 _STDOUT = 0
 
 
@@ -74,6 +77,7 @@ class SessionChannel(channel.SSHChannel):
         self._command: Any = None
         self._exit_status: int | None = None
         self._last_output: IDelayedCall | None = None
+        self._idle: IdleTimer | None = None
 
     def channelOpen(self, specificData: bytes) -> None:
         """The client may ask now."""
@@ -82,9 +86,14 @@ class SessionChannel(channel.SSHChannel):
 
     def request_pty_req(self, data: bytes) -> bool:
         """RFC 4254, section 6.2. A serial line knows no size; the menu does."""
+        if not self.avatar.permits_pty:
+            return False
         terminal, rest = getNS(data)
         self._resize(rest)
         self.terminal = terminal.decode("ascii", "replace")
+        limit = self.conn.transport.factory.limits.idle
+        if limit and self._idle is None:
+            self._idle = IdleTimer(self._clock, limit, self._warn, self._end_idle)
         return True
 
     def request_window_change(self, data: bytes) -> bool:
@@ -112,6 +121,7 @@ class SessionChannel(channel.SSHChannel):
         send = getattr(self._protocol, "send_break", None)
         if send is None or len(data) != 4:
             return False
+        self._typed()
         send()
         return True
 
@@ -167,11 +177,16 @@ class SessionChannel(channel.SSHChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """The client sent input."""
+        self._typed()
         if self._protocol is not None:
             self._protocol.dataReceived(data)
         elif self._exit_status is None:
             self._waiting_input += data
             self.pauseProducing()
+
+    def _typed(self) -> None:
+        if self._idle is not None:
+            self._idle.typed()
 
     def extReceived(self, dataType: int, data: bytes) -> None:
         """A client has no use for this; it is dropped."""
@@ -193,6 +208,8 @@ class SessionChannel(channel.SSHChannel):
     def closed(self) -> None:
         """Both sides closed the channel, or the connection is gone."""
         protocol, self._protocol = self._protocol, None
+        if self._idle is not None:
+            self._idle.stop()
         if self._last_output is not None and self._last_output.active():
             self._last_output.cancel()
         if protocol is not None:
@@ -259,6 +276,16 @@ class SessionChannel(channel.SSHChannel):
             if self._exit_status is None:
                 self.exit(1)
 
+    def _warn(self, text: str) -> None:
+        self.write(f"\r\n[vmconsole: {text}]\r\n".encode())
+
+    def _end_idle(self, reason: str) -> None:
+        # A console is left, so that others see it, and the audit has the reason.
+        leave = getattr(self._protocol, "revoke", None)
+        if leave is not None:
+            leave(reason)
+        self.revoke(reason)
+
     def loseConnection(self) -> None:
         """Close: the client did, or one of its requests made no sense."""
         self._close()
@@ -276,8 +303,10 @@ class SessionChannel(channel.SSHChannel):
         self._producer = None
 
     def addWindowBytes(self, data: int) -> None:
-        """The client takes ``data`` more bytes."""
+        """The client takes ``data`` more bytes (section 5.2)."""
         self.remoteWindowLeft += data
+        if self.remoteWindowLeft > _LARGEST_WINDOW:
+            raise ProtocolError("a window that is too large")
         self.flush()
 
     def flush(self) -> None:

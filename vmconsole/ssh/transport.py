@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.conch.error import ConchError
 from twisted.conch.ssh import transport
@@ -19,6 +19,7 @@ from zope.interface import implementer
 from vmconsole.audit import Login
 from vmconsole.ssh.ciphers import BadPacketError
 from vmconsole.ssh.handshakes import ExchangeBudget
+from vmconsole.ssh.hostkeys import HostKeys
 from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.packets import (
     MAX_PACKET,
@@ -26,6 +27,7 @@ from vmconsole.ssh.packets import (
     PacketTransport,
     ProtocolError,
 )
+from vmconsole.ssh.proxy_protocol import Client, when_known
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.ssh.upkeep import Upkeep
 
@@ -53,6 +55,8 @@ class Tries:
         self.name = ""
         self.fingerprints: list[str] = []
         self.refusal = ""
+        self.not_their_fault = False
+        """The engine could not be asked."""
         self.told: set[str] = set()
         self.lock = DeferredLock()
 
@@ -79,9 +83,14 @@ class ConsoleTransport(PacketTransport):
     _goodbye: IDelayedCall | None = None
     _upkeep: Upkeep | None = None
     _tcp_takes_output = True
+    _waiting = False
+    host_keys: HostKeys
+
+    def _getHostKeys(self, keyAlg: bytes) -> tuple[Any, Any]:
+        return self.host_keys.identity(keyAlg)
 
     def connectionMade(self) -> None:
-        """Start the clock at the TCP accept, and watch how fast the client reads."""
+        """Start the clock at the TCP accept, and have it decided when this client is served."""
         self.session_id = self.factory.make_session_id()
         self.tries = Tries()
         clock = self.factory.clock
@@ -91,7 +100,30 @@ class ConsoleTransport(PacketTransport):
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
         self.transport.registerProducer(self, True)
-        self.begin()
+        # What comes meanwhile is kept: a connection that is not read would not be seen to end.
+        self._held = self._waiting = True
+        self._entry = self.factory.admission.accepted(self._evict)
+        when_known(self.transport, self._place)
+
+    def _place(self, client: Client) -> None:
+        self._entry.place(client.source, self._admit, self._refuse)
+
+    def _admit(self) -> None:
+        self._waiting = False
+        if not self.ending:
+            self.begin()
+            self.release()
+
+    def _refuse(self, reason: str) -> None:
+        self._waiting = False
+        if not self.ending:
+            self.send_version()
+            self.sendDisconnect(transport.DISCONNECT_TOO_MANY_CONNECTIONS, reason.encode())
+
+    def _evict(self, reason: str) -> None:
+        self.sendDisconnect(transport.DISCONNECT_TOO_MANY_CONNECTIONS, reason.encode())
+        # Its place is wanted now.
+        self.transport.abortConnection()
 
     @property
     def address(self) -> str:
@@ -101,6 +133,7 @@ class ConsoleTransport(PacketTransport):
     def logged_in(self, login: Login) -> None:
         """The client proved who it is."""
         self._login = login
+        self._entry.logged_in()
         self.max_packet = MAX_PACKET
         self._stop_grace()
         self.factory.audit.login_accepted(login)
@@ -115,6 +148,7 @@ class ConsoleTransport(PacketTransport):
             self._upkeep.stop()
         if self._goodbye is not None and self._goodbye.active():
             self._goodbye.cancel()
+        self._entry.left(failed=not self.tries.not_their_fault)
         if self._login is None and self.tries.name:
             self.factory.audit.login_refused(
                 self.session_id,
@@ -134,6 +168,8 @@ class ConsoleTransport(PacketTransport):
         if self._login is None:
             self._acknowledge()
         super().dataReceived(data)
+        if self._waiting and len(self.buf) > self.max_packet:
+            self.transport.pauseProducing()
 
     def hold(self) -> None:
         """Handle no more packets for now, and let the client's TCP window fill."""
@@ -174,9 +210,10 @@ class ConsoleTransport(PacketTransport):
             self._protocol_error(type(error).__name__, error)
 
     def sendDisconnect(self, reason: int, desc: bytes) -> None:
-        """Say why, and close."""
+        """Say why, if the client has our version, and close."""
         if not self.ending:
-            super().sendDisconnect(reason, desc)
+            if not self._waiting:
+                super().sendDisconnect(reason, desc)
             self.close()
 
     def close(self) -> None:

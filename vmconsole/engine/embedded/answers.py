@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from vmconsole.engine.embedded.console_index import ConsoleIndex
 from vmconsole.engine.embedded.inventory import Inventory
-from vmconsole.engine.embedded.records import Access, KeyRecord
+from vmconsole.engine.embedded.records import Access, KeyRecord, UserRecord
 from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.keyline import KeyLine
 from vmconsole.engine.slices import in_slices
@@ -37,6 +37,7 @@ class Features(NamedTuple):
     role: bool = False
     key_options: bool = False
     console_problem: bool = False
+    keyless_users: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Features:
@@ -51,8 +52,8 @@ Reply = Sequence[bytes]
 
 class _Keys(NamedTuple):
     revision: int
-    full: Reply
-    plain: Reply
+    replies: Mapping[tuple[bool, bool], Reply]
+    """By the features ``key_options`` and ``keyless_users``."""
 
 
 class _Consoles(NamedTuple):
@@ -86,11 +87,12 @@ class Answers:
         """The reply to ``public_keys``. Raises StoreError.
 
         To a client that does not know of options, and of keys in hardware, keys with options and
-        of such types are not there: it would let them in from anywhere, or refuse everybody.
+        of such types are not there: it would let them in from anywhere, or refuse everybody. Users
+        without a key are there for one that knows of them.
         """
         # After one another: who comes while a new list is made gets that one.
         keys = await self._one_reader.run(self._current_keys)
-        return keys.full if features.key_options else keys.plain
+        return keys.replies[features.key_options, features.keyless_users]
 
     async def console_list(self, user_id: str, features: Features) -> Reply:
         """The reply to ``available_consoles``. Raises UnknownUser, StoreError.
@@ -136,18 +138,31 @@ class Answers:
         """In a thread."""
         full: list[bytes] = []
         plain: list[bytes] = []
+        keyless: list[bytes] = []
+
+        def take_users(users: Sequence[UserRecord]) -> None:
+            keyless.append(_encode([_entry(user.id, user.name, "") for user in users]))
 
         def take(keys: Sequence[KeyRecord]) -> None:
-            everything = _encode_keys(keys)
-            simple = [key for key in keys if _is_simple(key)]
+            everything = _encode([_key_entry(key) for key in keys])
+            simple = [_key_entry(key) for key in keys if _is_simple(key)]
             full.append(everything)
             # Mostly the same, and then the same bytes.
-            plain.append(everything if len(simple) == len(keys) else _encode_keys(simple))
+            plain.append(everything if len(simple) == len(keys) else _encode(simple))
 
-        revision = self._store.read_keys(known.revision if known else None, take)
+        revision = self._store.read_keys(known.revision if known else None, take, take_users)
         if known is not None and revision == known.revision:
             return known
-        return _Keys(revision, _reply("key_list", "keys", full), _reply("key_list", "keys", plain))
+        replies = {
+            (key_options, keyless_users): _reply(
+                "key_list",
+                "keys",
+                [*(full if key_options else plain), *(keyless if keyless_users else ())],
+            )
+            for key_options in (False, True)
+            for keyless_users in (False, True)
+        }
+        return _Keys(revision, replies)
 
     async def _make_console_list(self, access: Access, features: Features) -> Reply:
         roles: dict[str, Role] = {}
@@ -198,14 +213,15 @@ def _is_simple(key: KeyRecord) -> bool:
     return not key.options and _SIMPLE_TYPE.fullmatch(key.type) is not None
 
 
-def _encode_keys(keys: Sequence[KeyRecord]) -> bytes:
-    return msgspec.json.encode([_key_entry(key) for key in keys])[1:-1]
+def _encode(entries: Sequence[Mapping[str, str]]) -> bytes:
+    return msgspec.json.encode(entries)[1:-1]
+
+
+def _entry(user_id: str, user: str, key: str) -> dict[str, str]:
+    return {"entityid": user_id, "entity": f"{user}@{_DOMAIN}", "key": key}
 
 
 def _key_entry(key: KeyRecord) -> dict[str, str]:
-    entry = {
-        "entityid": key.user_id,
-        "entity": f"{key.user}@{_DOMAIN}",
-        "key": str(KeyLine(key.type, key.blob, key.comment)),
-    }
+    line = str(KeyLine(key.type, key.blob, key.comment))
+    entry = _entry(key.user_id, key.user, line)
     return {**entry, "options": key.options} if key.options else entry

@@ -9,11 +9,11 @@ from typing import Any
 from cryptography import x509
 
 from vmconsole.config import Config
-from vmconsole.engine.credentials import Expiry, expiries, load_authorities
+from vmconsole.engine.credentials import expiries, load_authorities
 from vmconsole.engine.embedded.https import ServerCertificate, load_server_certificate
 from vmconsole.engine.embedded.listen import serves_https
-from vmconsole.engine.watched import Watched, WatchedFiles
 from vmconsole.threads import InThread
+from vmconsole.watched import Expiry, Watched, WatchedFiles
 
 
 class EmbeddedFiles(WatchedFiles):

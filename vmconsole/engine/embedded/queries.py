@@ -6,9 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, delete, false, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, delete, exists, false, select
 
-from vmconsole.engine.embedded.records import GrantRecord, GroupRecord, HostRecord, KeyRecord
+from vmconsole.engine.embedded.records import (
+    GrantRecord,
+    GroupRecord,
+    HostRecord,
+    KeyRecord,
+    UserRecord,
+)
 from vmconsole.engine.embedded.schema import grants, groups, hosts, keys, members, users
 from vmconsole.errors import StoreError
 from vmconsole.text import printable
@@ -97,6 +103,18 @@ def keys_in_parts(connection: Connection) -> Iterator[Sequence[KeyRecord]]:
     rows = connection.execution_options(yield_per=_PART).execute(_keys())
     for part in rows.partitions():
         yield [KeyRecord(*row) for row in part]
+
+
+def keyless_in_parts(connection: Connection) -> Iterator[Sequence[UserRecord]]:
+    """The users who have no key, some at a time."""
+    query = (
+        select(users.c.id, users.c.name, users.c.created)
+        .where(~exists().where(keys.c.user_id == users.c.id))
+        .order_by(users.c.name)
+    )
+    rows = connection.execution_options(yield_per=_PART).execute(query)
+    for part in rows.partitions():
+        yield [UserRecord(*row) for row in part]
 
 
 def find_key(connection: Connection, fingerprint: str) -> KeyRecord | None:

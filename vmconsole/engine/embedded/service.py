@@ -35,7 +35,6 @@ from vmconsole.engine.embedded.servlet import ConsoleProxyServlet, make_site
 from vmconsole.engine.embedded.store import Store
 from vmconsole.engine.embedded.watch import HostWatch
 from vmconsole.engine.ticket import TicketVerifier
-from vmconsole.engine.watched import now_by
 from vmconsole.errors import (
     EngineError,
     EngineUnreachable,
@@ -46,6 +45,7 @@ from vmconsole.errors import (
 from vmconsole.flight import Flight
 from vmconsole.interfaces import IDomainSource
 from vmconsole.threads import DaemonThreadPool
+from vmconsole.watched import now_by
 
 T = TypeVar("T")
 

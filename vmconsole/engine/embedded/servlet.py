@@ -15,9 +15,9 @@ from zope.interface import implementer
 
 from vmconsole.engine.embedded.answers import Answers, Features, Reply, console_list
 from vmconsole.engine.embedded.connections import LimitedSite
-from vmconsole.engine.embedded.refusals import Refusals
 from vmconsole.engine.ticket import MAX_TICKET_BYTES, TicketRefused, TicketVerifier
 from vmconsole.errors import EngineUnreachable, StoreUnavailable, VMConsoleError
+from vmconsole.refusals import Refusals
 from vmconsole.text import printable
 
 # One byte more than is taken, so that too much is seen without being kept.

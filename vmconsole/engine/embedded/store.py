@@ -94,13 +94,23 @@ class Store:
         with self._database.reading() as connection:
             return Revisions(*connection.execute(query).one())
 
-    def read_keys(self, known: int | None, take: Callable[[Sequence[KeyRecord]], None]) -> int:
-        """The keys' revision; unless it is ``known``, ``take`` gets all keys, some at a time."""
+    def read_keys(
+        self,
+        known: int | None,
+        take: Callable[[Sequence[KeyRecord]], None],
+        take_users: Callable[[Sequence[UserRecord]], None] = lambda users: None,
+    ) -> int:
+        """The keys' revision; unless it is ``known``, ``take`` gets all keys, some at a time.
+
+        ``take_users`` gets the users who have none.
+        """
         with self._database.reading() as connection:
             revision = self._database.revision(connection, "keys")
             if revision != known:
                 for some in queries.keys_in_parts(connection):
                     take(some)
+                for others in queries.keyless_in_parts(connection):
+                    take_users(others)
             return revision
 
     def access(self, user_id: str, known: Access | None = None) -> Access | None:
@@ -152,7 +162,8 @@ class Store:
     def add_user(self, name: str) -> UserRecord:
         """A new user, who has no key and no grant."""
         user = UserRecord(_new_id(), _checked_name("user", name), self._seconds())
-        with self._changing("user.add", name, "access") as connection:
+        # The list of keys tells of users without one, too.
+        with self._changing("user.add", name, "access", "keys") as connection:
             if queries.find_user(connection, name) is not None:
                 raise StoreError(f"There is a user {quoted(name)} already.")
             connection.execute(insert(users).values(msgspec.structs.asdict(user)))

@@ -1,8 +1,8 @@
-"""Requests that got no reply, in the log: anybody may cause them, so no line for each."""
+"""What was refused, in the log: anybody may cause that, so there is no line for each."""
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 # Seconds between two lines that tell of the same.
@@ -30,12 +30,16 @@ class Refusals:
         written, held = self._kinds.get(kind, (None, 0))
         if written is not None and 0 <= now - written < _PAUSE:
             self._kinds[kind] = (written, held + 1)
+            self._held_back()
             return
         self._kinds.pop(kind, None)
         self._kinds[kind] = (now, 0)
         if held:
             reason = f"{reason.removesuffix('.')}, and {more.format(held)}"
         self._log.warn("{what}: {reason}", what=what, reason=reason)
+
+    def _held_back(self) -> None:
+        """One was counted, without a line for it yet."""
 
     def _make_room(self, now: float) -> bool:
         """Whether one more can be told apart, if need be by forgetting one that is over."""
@@ -46,3 +50,26 @@ class Refusals:
             return False
         del self._kinds[oldest]
         return True
+
+
+class SummedRefusals(Refusals):
+    """Tells within two pauses how many more there were, also when no other comes."""
+
+    _timer: IDelayedCall | None = None
+
+    def _held_back(self) -> None:
+        if self._timer is None:
+            self._timer = self._clock.callLater(_PAUSE, self._sum_up)
+
+    def _sum_up(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        over = [kind for kind, (written, _) in self._kinds.items() if now - written >= _PAUSE]
+        for kind in over:
+            _, held = self._kinds.pop(kind)
+            if held:
+                self._kinds[kind] = (now, 0)
+                what = kind.removesuffix(".") or "For other reasons"
+                self._log.warn("{what}: {held} more", what=what, held=held)
+        if any(held for _, held in self._kinds.values()):
+            self._held_back()

@@ -16,7 +16,6 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from vmconsole.engine.credentials import Expiry
 from vmconsole.errors import ConfigError
 from vmconsole.threads import InThread
 
@@ -25,6 +24,13 @@ Stamp = tuple[object, ...]
 
 _log = Logger()
 _LOOK_SECONDS = 5.0
+
+
+class Expiry(NamedTuple):
+    """A certificate's end that is near, or past. ``text`` names the file, the date, the cure."""
+
+    text: str
+    expired: bool
 
 
 class _Sight(NamedTuple, Generic[T]):
@@ -135,9 +141,14 @@ class WatchedFiles(Service):
         self._looking = LoopingCall(self._look, asked=False)
         self._looking.clock = reactor
 
+    @property
+    def has_files(self) -> bool:
+        """Whether there is any file to read."""
+        return any(watched.files for watched in self._watched)
+
     def reload(self) -> Deferred[None]:
         """Read all files now, and log what came of it. Takes also what changed only just now."""
-        if not any(watched.files for watched in self._watched):
+        if not self.has_files:
             _log.info("There is no file that would have to be read again.")
         return self._look(asked=True)
 
@@ -171,6 +182,12 @@ class WatchedFiles(Service):
         if changed:
             self._changed()
             tell(self.expiries(now_by(self._reactor)))
+
+
+def reload_all(services: Sequence[WatchedFiles]) -> None:
+    """Have each of these read its files now; that there is nothing to read is logged once."""
+    for service in [each for each in services if each.has_files] or services[:1]:
+        service.reload()
 
 
 def tell(found: Iterator[Expiry] | Sequence[Expiry]) -> None:
