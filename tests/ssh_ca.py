@@ -33,7 +33,7 @@ def ecdsa_key(curve: type[ec.EllipticCurve] = ec.SECP256R1) -> Key:
 
 def issue(
     ca: Key,
-    key: Key,
+    key: Any,
     *,
     kind: int = USER,
     serial: int = 7,

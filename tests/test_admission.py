@@ -394,6 +394,30 @@ class RefusalsTests(SynchronousTestCase):
         self.clock.pump([1] * 30)
         self.assertEqual(self.lines(), ["No: a", "No: b", "No: a: 1 more", "No: b: 1 more"])
 
+    def test_many_kinds(self) -> None:
+        """A thousand kinds at once are a hundred lines, and one for the rest."""
+        for number in range(1000):
+            self.log.tell("No", str(number))
+        self.assertEqual(len(self.lines()), 101)
+
+    def test_kind_that_is_over(self) -> None:
+        """A new kind takes the place of one that was not told of for ten seconds, though another
+        one is known for longer."""
+        self.patch(refusals, "_KINDS", 2)
+        for seconds, kind in ((0, "a"), (1, "b"), (9.5, "a"), (1, "c"), (0, "d")):
+            self.clock.advance(seconds)
+            self.log.tell("No", kind)
+        # The last is the first of those that there is no place for.
+        self.assertEqual(self.lines(), [f"No: {kind}" for kind in "abacd"])
+
+    def test_clock_that_was_set_back(self) -> None:
+        """It makes nobody wait for a line until it is as late again."""
+        self.clock.advance(1000)
+        self.log.tell("No", "a")
+        self.clock.rightNow = 0.0
+        self.log.tell("No", "a")
+        self.assertEqual(self.lines(), ["No: a", "No: a"])
+
     def test_after_a_sum(self) -> None:
         """After a sum the next one is not told sooner than after a line."""
         for seconds in (0, 1, 10):
@@ -685,6 +709,16 @@ class TableTests(SynchronousTestCase):
         for number in range(10):
             self.visit(sources, "b", 10.0 * number)
         self.assertIs(sources.find("a", 100.0), kept)
+
+    def test_open_connections_in_a_full_table(self) -> None:
+        """Nor is one with connections when there are too many, however many of these there are."""
+        sources = Sources(0.0, max_sources=10)
+        for number in range(10):
+            self.visit(sources, f"a{number}", 0.0)
+        for number in range(10):
+            sources.find(f"a{number}", 0.0).connections += 1
+        sources.find("b", 0.0)
+        self.assertEqual(len(sources), 11)
 
     def test_comes_again(self) -> None:
         """What is not over yet is remembered, however often it is looked at."""

@@ -83,14 +83,19 @@ class WaitingTests(AdmissionTestCase):
 
     def test_grace_runs(self) -> None:
         """The grace period runs while a connection waits, and it ends without a word: there was
-        no version yet."""
+        no version yet. That its turn comes then changes nothing."""
+        self.pair.factory.limits = Limits(login_grace=1.0)
         self.use_up()
-        waiting = [self.client() for _ in range(60)]
-        self.pair.clock.advance(0.3)
-        last = waiting[-1]
-        self.pair.clock.advance(30)
+        last = [self.client() for _ in range(20)][-1]
+        self.pair.clock.advance(0.9)
+        self.assertFalse(last.wire.disconnecting)
+        self.pair.clock.advance(0.1)
         self.assertTrue(last.wire.disconnecting)
-        self.pair.clock.advance(LAST_WORDS)
+        for _ in range(45):
+            self.pair.clock.advance(0.1)
+        self.assertEqual((last.wire.aborted, self.admission.waiting), (False, 0))
+        self.assertEqual(self.said(last), b"")
+        self.pair.clock.advance(LAST_WORDS - 4.4)
         self.assertTrue(last.wire.aborted)
 
     def test_sent_meanwhile(self) -> None:
@@ -139,11 +144,39 @@ class RefusalTests(AdmissionTestCase):
             self.client(f"192.0.2.{number + 1}")
         self.assertEqual(self.refused(self.client()), "too many connections; try again later")
 
+    def test_gone_soon(self) -> None:
+        """Who is refused, and stays nevertheless, is cut off a second later: it has a place among
+        those that have not logged in."""
+        clients = [self.client() for _ in range(3)]
+        self.pair.clock.advance(0.9)
+        self.assertFalse(clients[-1].wire.aborted)
+        self.pair.clock.advance(0.2)
+        self.assertEqual([client.wire.aborted for client in clients], [False, False, True])
+
     def test_logged_in_count(self) -> None:
         """Those who are logged in count, too."""
         for _ in range(2):
             self.client().start().login(b"vmproxy", ALICE_KEY)
         self.refused(self.client())
+
+
+class LastWordsTests(AdmissionTestCase):
+    """How a connection is closed from here."""
+
+    def test_half_closed(self) -> None:
+        """Only our half: the other half is read, and dropped, until the client closes it. To
+        close a connection with unread input would take back what was said. Who stays is cut off."""
+        closed: list[str] = []
+        client = self.client().start()
+        client.wire.loseWriteConnection = lambda: closed.append("half")  # type: ignore[attr-defined]
+        client.wire.loseConnection = lambda: closed.append("all")  # type: ignore[method-assign]
+        client.send(90)
+        self.assertEqual(closed, ["half"])
+        self.assertTrue(client.wire.reading)
+        client.server.dataReceived(bytes(100000))
+        self.assertEqual(client.server.buf, b"")
+        self.pair.clock.advance(LAST_WORDS)
+        self.assertTrue(client.wire.aborted)
 
 
 class BanTests(AdmissionTestCase):
@@ -205,10 +238,11 @@ class DropTests(AdmissionTestCase):
         """One of them is cut off, with a word, once they are two seconds old."""
         clients = [self.client(f"192.0.2.{number + 1}") for number in range(4)]
         self.pair.clock.advance(1.9)
-        self.assertFalse(any(client.wire.aborted for client in clients))
+        self.assertFalse(any(client.wire.disconnecting for client in clients))
         for _ in range(5):
             self.pair.clock.advance(0.1)
         [first, *_] = clients
+        self.assertTrue(first.wire.disconnecting)
         self.assertTrue(first.wire.aborted)
         first.read()
         self.assertEqual(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted.conch.ssh import userauth
-from twisted.conch.ssh.common import NS
+from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.portal import IRealm
@@ -300,6 +301,42 @@ class AlgorithmTests(AuthTestCase):
         self.auth.query(b"vmproxy", key, b"ssh-ed25519")
         self.assertEqual(self.answers(), [FAILURE, FAILURE])
 
+    def test_other_encodings(self) -> None:
+        """A key whose blob is written in another way is refused, though Conch can read it, and the
+        engine knows it so: the revocation list would not find it."""
+        keys = [new_key(), Key(ec.generate_private_key(ec.SECP256R1()))]
+        keys.append(Key(rsa.generate_private_key(65537, 2048)))
+        edwards, curve, large = (key.public().blob() for key in keys)
+        kind, name, point, _ = getNS(curve, 3)
+        compressed = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+        point = compressed.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+        rsa_kind, exponent, modulus, _ = getNS(large, 3)
+        for key, blob in (
+            (keys[0], edwards + b"\0"),
+            (keys[0], edwards[:-33] + b"\x40" + edwards[-32:]),
+            (keys[1], curve + b"\0"),
+            (keys[1], curve.replace(NS(name), NS(b"nistp521"))),
+            (keys[1], NS(kind) + NS(name) + NS(point)),
+            (keys[2], NS(rsa_kind) + NS(exponent) + NS(b"\0" + modulus)),
+            (keys[2], NS(rsa_kind) + NS(b"\0\0" + exponent) + NS(modulus)),
+        ):
+            pair = SSHPair()
+            pair.engine.keys.append(AuthorizedKey(ALICE.id, ALICE.name, blob))
+            algorithm = b"rsa-sha2-512" if key is keys[2] else key.sshType()
+            pair.auth.query(b"vmproxy", key, algorithm, blob)
+            pair.auth.sign(b"vmproxy", key, algorithm, blob=blob)
+            pair.flush()
+            self.assertEqual(pair.auth.answers, [FAILURE, FAILURE], blob)
+            self.assertEqual(pair.server.tries.refusal, "the key is not encoded as RFC 4253 has it")
+
+    def test_huge(self) -> None:
+        """A key that is larger than any that is taken is refused before it is read."""
+        blob = NS(b"ssh-rsa") + NS(b"\1\0\1") + NS(b"\0" + b"\xff" * 30000)
+        self.patch(Key, "fromString", lambda *_, **__: self.fail("it was read"))
+        self.auth.query(b"vmproxy", None, b"rsa-sha2-512", blob)
+        self.assertEqual(self.answers(), [FAILURE])
+        self.assertEqual(self.pair.server.tries.refusal, "the key is too large")
+
 
 class SecurityKeyTests(SynchronousTestCase):
     """Keys in hardware: FIDO authenticators."""
@@ -424,6 +461,23 @@ class LimitTests(AuthTestCase):
         self.auth.query(b"vmproxy", ALICE_KEY)
         self.assertEqual(self.answers(), [])
         self.assertIsNotNone(self.pair.client.disconnected)
+
+    def test_other_requests(self) -> None:
+        """Requests that cannot be parsed, of other methods, and for another service count, too."""
+        for method, rest, count in (
+            (b"publickey", b"\0", 64),
+            (b"publickey", b"\1", 6),
+            (b"publickey", b"", 6),
+            (b"none", b"", 64),
+            (b"password", b"\0" + NS(b"secret"), 64),
+        ):
+            self.setUp()
+            for _ in range(count):
+                self.auth.request(b"vmproxy", method, rest)
+                self.assertEqual(self.answers(), [FAILURE])
+            self.auth.request(b"vmproxy", method, rest)
+            self.assertEqual(self.answers(), [])
+            self.assertIsNotNone(self.pair.client.disconnected)
 
     def test_service_asked_for_again(self) -> None:
         """Asking for the userauth service again does not start the count anew."""

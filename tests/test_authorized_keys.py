@@ -268,6 +268,8 @@ class NamesTests(KeysTestCase):
         self.assertEqual(self.named("nobody", "carol", "alice@internal"), "3")
         self.assertEqual(self.named("bob@internal", "carol"), "2")
         self.assertIsNotNone(self.owner(ALICE.blob))
+        self.clock.advance(2)
+        self.assertEqual(self.named("carol"), "3")
         self.assertEqual(self.asked, 1)
         for name in ("carol ", "Carol", "", "alice"):
             self.assertIsNone(self.named(name), name)
@@ -284,6 +286,7 @@ class NamesTests(KeysTestCase):
         self.remember()
         self.engine.keys = [carol, carol, AuthorizedKey("3", "carol", b"x"), ALICE, ALICE]
         self.assertEqual((self.named("carol"), self.named("alice@internal")), ("3", "1"))
+        self.assertEqual(self.result(self.keys.fresh()).keyless, [carol])
 
     def test_unknown(self) -> None:
         """An unknown name makes the engine be asked again, but not more than once in a second."""

@@ -33,7 +33,13 @@ from vmconsole.config import SSH, Config, Console
 from vmconsole.errors import ConfigError, EngineUnreachable
 from vmconsole.interfaces import AuthorizedKey, User
 from vmconsole.publickeys import fingerprint
-from vmconsole.ssh.certificates import CertificateError, parse_certificate
+from vmconsole.ssh import certificates
+from vmconsole.ssh.certificates import (
+    CertificateError,
+    authority_problem,
+    parse_certificate,
+    validity_problem,
+)
 
 SUCCESS = userauth.MSG_USERAUTH_SUCCESS
 FAILURE = userauth.MSG_USERAUTH_FAILURE
@@ -55,6 +61,19 @@ SSH_KEYGEN = (
 )
 SSH_KEYGEN_KEY = "SHA256:QiIRRvIvq/IJKb3HfvO7J7Gre+ZuXBM/9KlvWsJcMYE"
 BOB = User("u-bob", "bob@internal")
+
+
+class _Blob:
+    """A public key that is only bytes."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._blob = blob
+
+    def public(self) -> _Blob:
+        return self
+
+    def blob(self) -> bytes:
+        return self._blob
 
 
 class CertificateTestCase(SynchronousTestCase):
@@ -146,7 +165,10 @@ class LoginTests(CertificateTestCase):
 
     def test_first_principal(self) -> None:
         """Of several principals the first that is a user's name counts, in the certificate's
-        order; one that is no text is none."""
+        order; one that is no text is none, and not Latin-1, either."""
+        self.pair.engine.keys.append(User("u-other", "\xff"))
+        self.pair.advance(10)
+        self.again()
         blob = issue(CA, KEY, principals=[b"\xff", b"alice", b"bob@internal", b"alice@internal"])
         self.assertEqual(self.sign(blob), [SUCCESS])
         self.assertEqual(self.pair.events.named("login_accepted")[-1]["user_id"], BOB.id)
@@ -187,13 +209,19 @@ class LoginTests(CertificateTestCase):
         self.assertNotIn(b"certificate", self.pair.run(b"info").output)
 
     def test_audit_of_refusals(self) -> None:
-        """A refusal names the certified key and the certificate."""
+        """A refusal names the certified key and the certificate; what these have in them cannot
+        pose as fields of the event."""
         other = ed25519_key()
         self.refused(issue(other, KEY, id=b"mallory"))
         self.reason()
         shown = f"serial=7 ca={fingerprint(other.public().blob())} id=mallory"
         expected = [f"{fingerprint(KEY.public().blob())} ({shown})"]
         self.assertEqual(self.pair.events.named("login_refused")[-1]["fingerprints"], expected)
+        self.refused(issue(CA, KEY, principals=[b"x address=203.0.113.9"]))
+        reason = self.reason()
+        self.assertIn("x address=203.0.113.9", reason)
+        line = formatEvent(self.pair.events.named("login_refused")[-1])
+        self.assertIn(f" reason={reason!r}", line)
 
 
 class RefusalTests(CertificateTestCase):
@@ -261,6 +289,16 @@ class RefusalTests(CertificateTestCase):
                 "alice, x\\x1b[2J]\r\n"
             ],
         )
+
+    def test_exact_names(self) -> None:
+        """What only looks like a user's name is none; nor is no name, though the engine has a
+        user without one."""
+        self.pair.engine.keys.append(AuthorizedKey("u-nameless", "", KEY.public().blob()))
+        self.pair.advance(10)
+        name = ALICE.name.encode()
+        names = [name + b"\0", b" " + name, name.upper(), name[:-1], name + b",x", b""]
+        names += ["\uff41lice@internal".encode(), b"alice@internal\xff"]
+        self.assertIn("knows no user", self.refused(issue(CA, KEY, principals=names))[0])
 
     def test_shared_name(self) -> None:
         """A name that two users have is nobody's."""
@@ -360,6 +398,18 @@ class RefusalTests(CertificateTestCase):
             self.assertEqual(self.sign(blob), [FAILURE], blob)
         self.assertEqual(self.flushLoggedErrors(), [])
 
+    def test_points(self) -> None:
+        """A point that is compressed, or none, is refused, without a traceback in the log."""
+        key = ecdsa_key()
+        blob = issue(CA, key)
+        at = blob.index(b"nistp256\0\0\0\x41") + 12
+        for first in (b"\2", b"\3", b"\5", b"\0"):
+            changed = blob[:at] + first + blob[at + 1 :]
+            self.again()
+            self.assertEqual(self.query(changed), [FAILURE])
+            self.assertIn("cannot be understood", self.reason())
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_next_key(self) -> None:
         """After a certificate that is refused, the client's next key lets in."""
         self.refused(issue(CA, KEY, valid_before=0))
@@ -420,9 +470,18 @@ class SessionTests(CertificateTestCase):
             self.assertEqual((channel.output, channel.error), (b"id-vm1\tvm1\r\n", b""))
         self.assertEqual(self.pair.guests.opened, [])
 
+    def test_no_other_request(self) -> None:
+        """Nor is there another way past it: a subsystem is refused, and sets nothing off."""
+        self.login(issue(CA, KEY, critical={b"force-command": b"list"}))
+        channel = self.pair.open()
+        self.pair.connection.sendRequest(channel, b"subsystem", NS(b"vm1"))
+        self.pair.flush()
+        self.assertEqual((channel.output, channel.error, channel.status), (b"", b"", None))
+
     def test_expiry(self) -> None:
         """A session ends when its certificate does, with a line that says so and one event; the
         connection, too."""
+        self.pair.advance(10)
         self.login(issue(CA, KEY, valid_before=100))
         channel = self.pair.run(b"vm1", pty=True)
         self.pair.advance(99.9 - self.pair.clock.seconds())
@@ -451,6 +510,7 @@ class SessionTests(CertificateTestCase):
     def test_no_expiry(self) -> None:
         """A certificate for ever ends nothing."""
         self.login(issue(CA, KEY))
+        self.assertLess(max(call.getTime() for call in self.pair.clock.getDelayedCalls()), 1e15)
         self.pair.advance(10000)
         self.assertIsNone(self.pair.client.disconnected)
 
@@ -563,6 +623,55 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(certificate.critical_options[b"source-address"], b"192.0.2.0/24")
         self.assertTrue(certificate.permits_pty)
         self.assertEqual(fingerprint(certificate.key_blob), SSH_KEYGEN_KEY)
+
+    def test_moments(self) -> None:
+        """The first moment counts, the last does not; when that comes first there is none."""
+        certificate = parse_certificate(issue(CA, KEY, valid_after=10, valid_before=20))
+        for now, good in ((9.999, False), (10.0, True), (19.999, True), (20.0, False)):
+            self.assertEqual(not validity_problem(certificate, now), good, now)
+        never = parse_certificate(issue(CA, KEY, valid_after=20, valid_before=10))
+        self.assertTrue(all(validity_problem(never, now) for now in (5.0, 10.0, 15.0, 20.0, 25.0)))
+        ever = parse_certificate(issue(CA, KEY))
+        self.assertEqual((validity_problem(ever, 0.0), ever.expires), ("", None))
+
+    def test_too_much(self) -> None:
+        """What is far larger than certificates are is refused before it is read, since anybody
+        may send it."""
+        self.patch(certificates, "load_ssh_public_identity", lambda _: self.fail("it was read"))
+        many = options({b"%05d" % number: b"" for number in range(129)})
+        own = NS(CA.public().blob())
+        huge = NS(b"ssh-rsa") + NS(b"\1\0\1") + NS(bytes(30000))
+        for blob, words in (
+            (issue(CA, KEY, principals=[b""] * 257), "more than 256 principals"),
+            (issue(CA, KEY, critical=many), "too many options"),
+            (issue(CA, KEY, extensions={b"%05d" % n: b"" for n in range(129)}), "too many options"),
+            (issue(CA, _Blob(huge)), "its key, or its CA's, is too large"),
+            (issue(CA, KEY).replace(own, NS(huge)), "its key, or its CA's, is too large"),
+        ):
+            with self.assertRaises(CertificateError) as caught:
+                parse_certificate(blob)
+            self.assertIn(words, str(caught.exception))
+
+    def test_much(self) -> None:
+        """As many principals as OpenSSH takes, and the largest key, are read."""
+        names = [b"%d" % number for number in range(256)]
+        parse_certificate(issue(CA, KEY, principals=names)).verify()
+        extensions = {b"%05d" % number: b"x" for number in range(128)}
+        parse_certificate(issue(CA, KEY, extensions=extensions)).verify()
+        largest = NS(b"ssh-rsa") + NS(b"\1\0\1") + NS(b"\0" + b"\xff" * 2048)
+        self.assertEqual(parse_certificate(issue(CA, _Blob(largest))).key.size(), 16384)
+
+    def test_ca_of_another_kind(self) -> None:
+        """A CA is a key, of a kind that is accepted: no certificate, and no DSA key."""
+        own = NS(CA.public().blob())
+        for ca, words in (
+            (issue(CA, CA), "it is of type ssh-ed25519-cert-v01@openssh.com"),
+            (NS(b"ssh-dss") + NS(b"\1") * 4, "it is of type ssh-dss"),
+            (b"", "it cannot be understood"),
+        ):
+            self.assertEqual(authority_problem(ca), words)
+            with self.assertRaises(CertificateError):
+                parse_certificate(issue(CA, KEY).replace(own, NS(ca)))
 
     def test_sk_ca(self) -> None:
         """A CA whose key is a security key's is refused: nothing here can verify it."""

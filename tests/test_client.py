@@ -314,8 +314,8 @@ class ReplyTests(ClientTestCase):
         self.assertFalse(any("\x1b" in line for line in lines))
 
     def test_bad_keys(self) -> None:
-        """A key that cannot be used locks out nobody else, and is logged once; an entry with an
-        empty key is a user without one."""
+        """A key that cannot be used locks out nobody else, and is logged once; its user is one
+        without a key, as is that of an entry with an empty one."""
         good = public_line("alice")
         self.servlet.body = keys(
             entry("bob", "ssh-ed25519 garbage"),
@@ -324,14 +324,16 @@ class ReplyTests(ClientTestCase):
             entry("erin", ""),
             entry("erin", " \t"),
             entry("frank", good, entityid=""),
+            entry("grace", "", entity=""),
             {"entity": "x", "key": good},
             {"entity": "x", "entityid": 1, "key": good},
             "garbage",
             entry("alice", f"restrict {good}"),
         )
         for _ in range(3):
-            erin, key = self.keys()
-            self.assertEqual(erin, User("id of erin", "erin@internal"))
+            *others, key = self.keys()
+            names = ("bob", "carol", "dave", "erin", "erin")
+            self.assertEqual(others, [User(f"id of {name}", f"{name}@internal") for name in names])
             self.assertEqual((key.user_id, key.user_name), ("id of alice", "alice@internal"))
         lines = self.logged("Left out")
         self.assertEqual(len(lines), 7)
@@ -510,7 +512,11 @@ class ReplyTests(ClientTestCase):
             entry("frank", public_line("frank"), options=" "),
         )
         self.assertEqual(
-            [(key.user_name, key.options.sources) for key in self.keys()],
+            [
+                (key.user_name, key.options.sources)
+                for key in self.keys()
+                if isinstance(key, AuthorizedKey)
+            ],
             [("alice@internal", ("192.0.2.7",)), ("bob@internal", ()), ("frank@internal", ())],
         )
         self.assertEqual(len(self.logged("Left out")), 3)
@@ -561,7 +567,8 @@ class ReplyTests(ClientTestCase):
         ):
             whole = b'{"content":"key_list","keys":[%s,%s]}' % (bad, good.encode())
             self.servlet.body = whole
-            self.assertEqual({key.user_name for key in self.keys()}, {"alice"})
+            found = [key.user_name for key in self.keys() if isinstance(key, AuthorizedKey)]
+            self.assertEqual(found, ["alice"])
 
     def test_surrogates(self) -> None:
         """Wherever a reply is cut, pairs of surrogates stay what they are, beside lone ones."""

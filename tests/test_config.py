@@ -20,6 +20,8 @@ from vmconsole.engine.files import ExpiryWatch
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_host import HostPool
 from vmconsole.signals import HangUp
+from vmconsole.ssh.avatar import ConsoleRealm
+from vmconsole.ssh.hostkeys import HostKeys
 from vmconsole.ssh.ports import Ports
 from vmconsole.ssh.trust import Trust
 
@@ -223,6 +225,25 @@ class ComposedTests(SynchronousTestCase):
         both = (files, parts[Trust])
         self.assertEqual(parts[ExpiryWatch]._files, both)
         self.assertEqual(parts[HangUp]._action.args, (both,))
+
+    def test_trust(self) -> None:
+        """When what is trusted has changed, logins that it no longer lets in are ended, and new
+        connections get the host keys as they are then."""
+        from twisted.internet import reactor
+
+        asked: list[object] = []
+        self.patch(ConsoleRealm, "end_refused", lambda realm, refusal: asked.append(refusal))
+        ssh = config.SSH(listen=("tcp:0",), host_keys=("ssh_host_ed25519_key",))
+        state = config.State(directory=str(short_directory(self)))
+        loaded = config.Config(ssh=ssh, state=state)
+        proxy = tap.make_proxy(loaded, reactor, FakeLibvirt(), None, bytes)
+        proxy._prepare()
+        [trust] = [part for part in proxy if isinstance(part, Trust)]
+        self.assertIs(proxy._factory.host_keys, trust.host_keys)
+        trust._host_keys.value = HostKeys(trust.host_keys.keys)
+        trust._tell()
+        self.assertIs(proxy._factory.host_keys, trust.host_keys)
+        self.assertEqual(asked, [trust.refusal])
 
     def test_recordings(self) -> None:
         """What is configured is what it does."""

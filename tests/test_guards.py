@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-from twisted.conch.ssh.common import NS
+from twisted.conch.ssh import transport as conch
+from twisted.conch.ssh.common import NS, getNS
+from twisted.conch.ssh.connection import SSHConnection
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import console
 from tests.rawclient import (
     CHANNEL_DATA,
+    CHANNEL_OPEN,
     CHANNEL_REQUEST,
+    EXT_INFO,
     IGNORE,
     KEX_REPLY,
     SERVICE_REQUEST,
+    UNIMPLEMENTED,
     USERAUTH_REQUEST,
     RawClient,
 )
 from tests.sshpair import ALICE, ALICE_KEY, PTY, SSHPair
 from tests.test_packets import ALL
-from vmconsole.ssh import packets, session
+from vmconsole.ssh import packets, session, transport
 from vmconsole.ssh.handshakes import ExchangeBudget
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.ssh.transport import ConsoleTransport
 
 MIB = 1048576
+CHANNEL_FAILURE = 100
 
 
 class GuardTestCase(SynchronousTestCase):
@@ -126,17 +134,14 @@ class BeforeLoginTests(GuardTestCase):
         auth = self.pair.factory.services[b"ssh-userauth"]
         self.compare(harm, 65, auth, "_count", no_count)
 
-    def test_client_that_reads_nothing(self) -> None:
-        """Messages that are answered, from a client that takes no answers: soon they are not even
-        read."""
+    def test_packets(self) -> None:
+        """Packets without end."""
 
         def harm() -> float:
-            client = self.client()
-            client.wire.taken = False
-            client.flood(15, b"", 10000)
-            return client.wire.waiting
+            return self.client().flood(IGNORE, NS(b""), 3000)
 
-        self.compare(harm, 2 * 65536, ConsoleTransport, "pauseProducing", lambda _: None)
+        self.compare(harm, 500, transport, "MORE_PACKETS_BEFORE_LOGIN", MIB)
+        self.assertGreater(self.client().flood(IGNORE, NS(b""), 200), 199)
 
     def test_storm(self) -> None:
         """Many clients at once: so many key exchanges are computed in one turn of the reactor."""
@@ -187,6 +192,75 @@ class UserTests(GuardTestCase):
             client.send_newkeys()
         self.assertEqual(client.server.exchanges, 21)
 
+    def test_client_that_reads_nothing(self) -> None:
+        """Messages that are answered, from a client that takes no answers: soon they are not even
+        read."""
+
+        def harm() -> float:
+            client = self.user()
+            client.wire.taken = False
+            client.flood(15, b"", 20000)
+            return client.wire.waiting
+
+        self.compare(harm, 3 * 65536, ConsoleTransport, "pauseProducing", lambda _: None)
+
+    def test_many_packets(self) -> None:
+        """Many packets in one piece: so many are handled in one turn of the reactor, and all of
+        them in the end."""
+
+        def harm() -> float:
+            client = self.user()
+            heard = client.server.heard
+            client.server.dataReceived(b"".join(client.sealed(IGNORE) for _ in range(1000)))
+            at_once = client.server.heard - heard
+            self.assertEqual(client.wire.reading, at_once == 1000)
+            for _ in range(4):
+                self.turn()
+            self.assertEqual(client.server.heard - heard, 1000)
+            self.turn()
+            self.assertTrue(client.wire.reading)
+            return int(at_once)
+
+        self.compare(harm, 200, packets, "_PACKETS_A_TURN", MIB)
+
+    def test_extensions(self) -> None:
+        """A list of extensions, the reading of which would take time by its square."""
+
+        def harm() -> float:
+            client = self.user()
+            read = getNS
+
+            def counted(data: bytes, count: int = 1) -> Any:
+                self.bytes_read += len(data)
+                return read(data, count)
+
+            self.bytes_read = 0
+            undo = self.patch(conch, "getNS", counted)
+            client.send(EXT_INFO, struct.pack(">L", 10000) + bytes(80000))
+            undo.restore()
+            self.assertFalse(client.server.ending)
+            return self.bytes_read
+
+        self.compare(
+            harm, MIB, ConsoleTransport, "ssh_EXT_INFO", conch.SSHTransportBase.ssh_EXT_INFO
+        )
+
+    def test_log(self) -> None:
+        """Word that the client did not understand us, again and again: the log has none of it."""
+        lines: list[Any] = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+
+        def harm() -> float:
+            client = self.user()
+            lines.clear()
+            client.flood(UNIMPLEMENTED, bytes(4), 100)
+            self.assertFalse(client.server.ending)
+            return len(lines)
+
+        stock = conch.SSHTransportBase.ssh_UNIMPLEMENTED
+        self.compare(harm, 0, ConsoleTransport, "ssh_UNIMPLEMENTED", stock)
+
     def test_window(self) -> None:
         """A window of 4 GiB, and a client that reads nothing, on a guest that prints on and on."""
 
@@ -220,10 +294,21 @@ class UserTests(GuardTestCase):
             channel = client.open_session()
             client.wire.taken = False
             request = struct.pack(">L", channel) + NS(b"no-such-thing") + b"\x01"
-            client.flood(CHANNEL_REQUEST, request, 10000)
+            client.flood(CHANNEL_REQUEST, request, 20000)
             return client.wire.waiting
 
-        self.compare(harm, 2 * 65536, ConsoleTransport, "pauseProducing", lambda _: None)
+        self.compare(harm, 3 * 65536, ConsoleTransport, "pauseProducing", lambda _: None)
+
+    def test_cut_requests(self) -> None:
+        """Requests that are cut: none is granted, and the log has nothing of them."""
+        client = self.user()
+        channel = client.open_session()
+        for kind in (b"pty-req", b"env", b"exec"):
+            client.request(channel, kind, b"\0", reply=False)
+            client.request(channel, kind, b"\0")
+        gc.collect()
+        self.assertEqual(client.numbers(), [CHANNEL_FAILURE] * 3)
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_environment(self) -> None:
         """Variables without end: none is kept."""
@@ -284,6 +369,65 @@ class UserTests(GuardTestCase):
         self.assertLessEqual(harm(), 5)
         self.assertEqual(self.flushLoggedErrors(), [])
 
+    def test_larger_data_than_it_may(self) -> None:
+        """So is one that sends more in a packet than it may, and one whose packets, each of which
+        is small enough, are for standard error."""
+        client = self.user()
+        channel = client.open_session()
+        client.send(CHANNEL_DATA, struct.pack(">L", channel) + NS(bytes(32769)))
+        self.assertEqual(client.disconnected, (2, "protocol error"))
+        client = self.user()
+        channel = client.open_session()
+        [opened] = client.server.service.channels.values()
+        opened.pauseProducing()
+        data = struct.pack(">2L", channel, 1) + NS(bytes(32768))
+        self.assertEqual(client.flood(95, data, 100), 5)
+        client.read()
+        self.assertEqual(client.disconnected, (2, "protocol error"))
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def on_console(self, packet_size: int, window: int = 0xFFFFFFFF) -> RawClient:
+        """A user on a console, with a channel 0 that takes packets of this size."""
+        client = self.user()
+        opening = NS(b"session") + struct.pack(">3L", 1, window, packet_size)
+        client.send(CHANNEL_OPEN, opening)
+        client.request(0, b"pty-req", PTY)
+        client.request(0, b"exec", NS(b"vm1"))
+        self.pair.clock.advance(0.005)
+        client.read()
+        client.received.clear()
+        return client
+
+    def test_size_of_packets(self) -> None:
+        """A client gets packets of the size that it takes, but of 32 KiB at most."""
+        for size in (0xFFFFFFFF, 300):
+            self.setUp()
+            client = self.on_console(size)
+            self.pair.guests.guest.print(bytes(100000))
+            self.pair.clock.advance(0.005)
+            client.read()
+            sizes = [len(data) - 8 for number, data in client.received if number == CHANNEL_DATA]
+            self.assertEqual((max(sizes), sum(sizes) >= 100000), (min(size, 32768), True))
+
+    def test_windows(self) -> None:
+        """The window is not opened again for each key."""
+        client = self.on_console(32768)
+        for _ in range(10):
+            client.send(CHANNEL_DATA, struct.pack(">L", 0) + NS(b"x"))
+            self.pair.guests.guest.print(b"x")
+            self.pair.clock.advance(0.005)
+        client.read()
+        self.assertEqual(set(client.numbers()), {CHANNEL_DATA})
+
+    def test_output_behind_the_close(self) -> None:
+        """Output for a channel that is closed here is not kept, though its client never closes
+        it."""
+        client = self.on_console(32768, window=0)
+        [opened] = client.server.service.channels.values()
+        opened.loseConnection()
+        opened.write(bytes(100000))
+        self.assertEqual(opened._waiting_output, 0)
+
     def test_channels(self) -> None:
         """Channels without end."""
         opening = NS(b"session") + struct.pack(">3L", 7, 1 << 20, 32768)
@@ -300,6 +444,87 @@ class UserTests(GuardTestCase):
             "refusal",
             lambda *arguments: None,
         )
+
+    def test_small_packets(self) -> None:
+        """A client that wants its output a byte at a time gets no session."""
+        client = self.user()
+        for size, number in ((0, 92), (255, 92), (256, 91)):
+            client.send(90, NS(b"session") + struct.pack(">3L", 1, 1 << 20, size))
+            self.assertEqual(client.numbers(), [number])
+
+    def test_answers_to_nothing(self) -> None:
+        """Answers to channels and requests that are not ours end the connection: they would
+        change what is known of the client's own channels."""
+        for number in (91, 92, 99, 100):
+            client = self.user()
+            channel = client.open_session()
+            client.send(number, struct.pack(">4L", channel, 1, 0, 0))
+            self.assertEqual(client.disconnected, (2, "protocol error"))
+            client.server.connectionLost(None)
+        self.assertEqual(self.pair.factory.session_counts.total, 0)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_request_behind_our_close(self) -> None:
+        """Nothing is sent on a channel behind its CLOSE (RFC 4254, section 5.3)."""
+        client = self.user()
+        channel = client.open_session()
+        client.request(channel, b"exec", NS(b"help"))
+        self.pair.clock.advance(1)
+        client.read()
+        self.assertEqual(client.numbers()[-1], 97)
+        client.request(channel, b"env", NS(b"LANG") + NS(b"C"))
+        self.assertEqual(client.numbers(), [])
+
+    def test_channels_that_are_answered(self) -> None:
+        """A client that refuses a channel of its own, so that it would count no more."""
+        opening = NS(b"session") + struct.pack(">3L", 7, 1 << 20, 32768)
+
+        def harm() -> float:
+            client = self.user()
+            connection = client.server.service
+            for number in range(100):
+                client.flood(CHANNEL_OPEN, opening, 1)
+                client.flood(92, struct.pack(">2L", number, 1) + NS(b"") + NS(b""), 1)
+            return len(connection.channelsToRemoteChannel)
+
+        stock = SSHConnection.ssh_CHANNEL_OPEN_FAILURE
+        service = self.pair.factory.services[b"ssh-connection"]
+        self.compare(harm, 1, service, "ssh_CHANNEL_OPEN_FAILURE", stock)
+
+    def test_ends_of_input(self) -> None:
+        """Input that ends again and again: the console is told once."""
+
+        def harm() -> float:
+            client = self.user()
+            channel = client.open_session()
+            client.request(channel, b"pty-req", PTY)
+            client.request(channel, b"exec", NS(b"vm1"))
+            self.pair.clock.advance(0.005)
+            client.flood(96, struct.pack(">L", channel), 100)
+            self.assertFalse(client.server.ending)
+            return len(self.pair.timers())
+
+        def again(opened: SessionChannel) -> None:
+            opened._tell_input_ended()
+
+        self.compare(harm, 5, SessionChannel, "eofReceived", again)
+
+    def test_breaks(self) -> None:
+        """BREAK without end, from a client that takes nothing of what is said to it."""
+
+        def harm() -> float:
+            client = self.user()
+            channel = client.open_session(window=0)
+            client.request(channel, b"pty-req", PTY)
+            client.request(channel, b"exec", NS(b"vm1"))
+            self.pair.clock.advance(0.005)
+            [opened] = client.server.service.channels.values()
+            request = struct.pack(">L", channel) + NS(b"break") + b"\0" + bytes(4)
+            client.flood(CHANNEL_REQUEST, request, 6000)
+            return opened._waiting_output
+
+        limit = session.MAX_WAITING_OUTPUT + 1000
+        self.compare(harm, limit, session, "MAX_WAITING_OUTPUT", 1 << 40)
 
     def test_answers_during_an_exchange(self) -> None:
         """A client that never ends a key exchange and asks on: what waits for it is bounded."""

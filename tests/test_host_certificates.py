@@ -187,6 +187,11 @@ class FileTests(SynchronousTestCase):
         self.certificates.append(path.name)
         self.assertIn("names two for the same key", self.refused())
 
+    def test_nothing_to_offer(self) -> None:
+        """Algorithms that go with none of the keys and certificates are an error."""
+        self.algorithms, self.certificates = (f"ssh-ed25519{SUFFIX.decode()}",), []
+        self.assertIn("host_key_algorithms", self.refused())
+
     def test_expiry(self) -> None:
         """One that has expired is told, and is no error; one that soon will is told within 30
         days, and within the last third of its life."""
@@ -196,7 +201,9 @@ class FileTests(SynchronousTestCase):
             (now - 300 * DAY, now + 29 * DAY, "expires on 1972-10-26"),
             (now - 3 * DAY, now + 4 * DAY, ""),
             (now - 5 * DAY, now + 2 * DAY, "expires on 1972-09-29"),
+            (now - 4 * DAY, now + 3 * DAY, ""),
             (now - 5 * DAY, now - 1, "expired on 1972-09-26"),
+            (now - 5 * DAY, now, "expired on 1972-09-27"),
             (now + 5, now + 9, "is not valid before 1972-09-27"),
         ):
             self.certify("rsa-cert.pub", RSA, valid_after=after, valid_before=before)
@@ -220,6 +227,18 @@ class FileTests(SynchronousTestCase):
             f"{self.state / 'x'}: this is no certificate",
         ):
             self.assertIn(words, told)
+
+    def test_engine_alone(self) -> None:
+        """Without an ssh server host keys and their certificates are not looked at; the other
+        files are, since they are read at the start."""
+        self.write("x", "x")
+        ssh = replace(self.config.ssh, listen=(), user_ca="x", host_certificates=("x",))
+        config = replace(self.config, ssh=ssh)
+        found = [text for text, _ in check(config, datetime.now(UTC))]
+        self.assertEqual(len(found), 1, found)
+        with self.assertRaises(ConfigError) as caught:
+            Trust(self.clock, config, maybeDeferred)
+        self.assertEqual(found, [str(caught.exception)])
 
     def test_renewed(self) -> None:
         """A new certificate is taken while the proxy runs; one that is no good is logged, and the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from twisted.conch.ssh.common import NS
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -21,7 +22,7 @@ from tests.rawclient import (
     UNIMPLEMENTED,
     RawClient,
 )
-from tests.sshpair import SSHPair
+from tests.sshpair import ALICE_KEY, SSHPair
 from vmconsole.config import SSH, Config
 from vmconsole.ssh.algorithms import CIPHERS, MACS
 from vmconsole.ssh.ciphers import needs_mac
@@ -62,6 +63,8 @@ class PacketTestCase(SynchronousTestCase):
         assert disconnected is not None
         self.assertEqual(disconnected[0], reason, disconnected)
         self.assertTrue(client.wire.disconnecting)
+        # Twisted waits for a producer that is paused.
+        self.assertIsNone(client.wire.producer)
         client.received.clear()
         client.write(b"x" * 100)
         self.assertEqual(client.received, [])
@@ -207,6 +210,15 @@ class OrderTests(PacketTestCase):
         client.send_kexinit()
         self.assertEnded(client)
 
+    def test_new_keys_take_no_data(self) -> None:
+        """NEWKEYS is empty (RFC 4253, section 7.3)."""
+        client = self.client()
+        client.write(b"SSH-2.0-raw\r\n")
+        client.send_kexinit()
+        client.send_init()
+        client.send(NEWKEYS, b"x")
+        self.assertEnded(client)
+
     def test_one_computation_each(self) -> None:
         """A client may not have the costly part done twice in one exchange."""
         client = self.client()
@@ -215,6 +227,63 @@ class OrderTests(PacketTestCase):
         client.send_init()
         client.send(KEX_INIT, NS(bytes(range(32))))
         self.assertEqual(client.numbers().count(KEX_REPLY), 1)
+
+    def test_one_computation_though_it_waits(self) -> None:
+        """Nor may it ask for it twice while others have their turn: what is behind waits."""
+        client = self.client()
+        client.write(b"SSH-2.0-raw\r\n")
+        client.send_kexinit()
+        client.numbers()
+        self.pair.factory.handshakes.run(lambda: None, False)
+        client._secret = X25519PrivateKey.generate()
+        client._public = client._secret.public_key().public_bytes_raw()
+        message = bytes([KEX_INIT]) + NS(client._public)
+        client.server.dataReceived(2 * client._sealer.seal(0, message))
+        for _ in range(3):
+            self.pair.clock.advance(0)
+        client.read()
+        # The second is out of order.
+        self.assertEqual(client.numbers(), [KEX_REPLY, NEWKEYS, EXT_INFO, DISCONNECT])
+
+    def waiting(self) -> RawClient:
+        """A client whose key exchange waits for its turn."""
+        client = self.client()
+        client.write(b"SSH-2.0-raw\r\n")
+        client.send_kexinit()
+        client.numbers()
+        self.pair.factory.handshakes.run(lambda: None, False)
+        write = client.write
+        client.write = client.server.dataReceived  # type: ignore[method-assign]
+        client.send_init()
+        client.write = write  # type: ignore[method-assign]
+        return client
+
+    def test_waits(self) -> None:
+        """While it waits for its turn nothing is read from it."""
+        client = self.waiting()
+        self.assertFalse(client.wire.reading)
+        self.pair.clock.advance(0)
+        client.read()
+        self.assertEqual(client.numbers(), [KEX_REPLY, NEWKEYS, EXT_INFO])
+        self.assertTrue(client.wire.reading)
+
+    def test_gone_while_it_waits(self) -> None:
+        """For a client that is gone nothing is computed."""
+        client = self.waiting()
+        client.server.connectionLost(None)
+        self.pair.clock.advance(0)
+        self.assertIsNone(client.server.sessionID)
+
+    def test_disconnect_during_an_exchange(self) -> None:
+        """A client may leave at any time, without a word of ours."""
+        for steps in range(3):
+            client = self.client()
+            client.write(b"SSH-2.0-raw\r\n")
+            for step in (client.send_kexinit, client.send_init)[:steps]:
+                step()
+            client.send(DISCONNECT, struct.pack(">L", 11) + NS(b"bye") + NS(b""))
+            self.assertIsNone(client.disconnected)
+            self.assertTrue(client.wire.disconnecting)
 
     def test_other_messages_in_an_exchange(self) -> None:
         """Once the client has begun a key exchange it sends nothing else (RFC 4253, 7.1)."""
@@ -231,6 +300,30 @@ class OrderTests(PacketTestCase):
         self.assertEqual(client.numbers(), [KEXINIT])
         client.exchange()
         self.assertEqual(client.numbers(), [KEX_REPLY, NEWKEYS, SERVICE_ACCEPT])
+
+    def test_order_of_answers(self) -> None:
+        """Answers that waited come in the order of the requests."""
+        client = self.started().login(b"vmproxy", ALICE_KEY)
+        client.server.sendKexInit()
+        client.send(80, NS(b"x") + b"\x01")
+        client.send(90, NS(b"x11") + struct.pack(">3L", 0, 1 << 20, 1 << 15))
+        client.exchange()
+        self.assertEqual(client.numbers(), [KEXINIT, KEX_REPLY, NEWKEYS, 82, 92])
+
+    def test_extensions(self) -> None:
+        """EXT_INFO is for clients that ask for it, once (RFC 8308, section 2.4): right behind the
+        first NEWKEYS."""
+        for kex, sent in (
+            (b"curve25519-sha256,ext-info-c", [EXT_INFO]),
+            (b"curve25519-sha256", []),
+        ):
+            client = self.client(strict=False)
+            client.write(b"SSH-2.0-raw\r\n")
+            for rest in (sent, []):
+                client.send_kexinit(kex=kex)
+                client.send_init()
+                client.send_newkeys()
+                self.assertEqual(client.numbers(), [KEXINIT, KEX_REPLY, NEWKEYS, *rest])
 
     def test_before_any_keys(self) -> None:
         """A service that is asked for in clear is refused."""
@@ -250,6 +343,30 @@ class OrderTests(PacketTestCase):
         client.numbers()
         self.assertWorks(client)
 
+    def test_guess_is_judged_by_both(self) -> None:
+        """A guess is right when the best key exchange and the best kind of host key are ours."""
+        for host_keys, right in ((b"ssh-ed25519", True), (b"rsa-sha2-512,ssh-ed25519", False)):
+            server = self.pair.factory.buildProtocol(None)
+            server.algorithms = server.algorithms._replace(kex=[b"curve25519-sha256"])
+            client = RawClient(server, turn=lambda: self.pair.clock.advance(0))
+            client.write(b"SSH-2.0-raw\r\n")
+            client.send_kexinit(follows=True, host_keys=host_keys)
+            client.numbers()
+            client.send_init()
+            self.assertEqual(KEX_REPLY in client.numbers(), right)
+
+    def test_wrong_guess_of_another_method(self) -> None:
+        """It may be a message that no method of ours has; only one is left out."""
+        client = self.client()
+        client.write(b"SSH-2.0-raw\r\n")
+        client.send_kexinit(
+            follows=True, kex=b"diffie-hellman-group-exchange-sha256,curve25519-sha256"
+        )
+        client.send(34, struct.pack(">3L", 2048, 3072, 8192))
+        self.assertIsNone(client.disconnected)
+        client.send(34, struct.pack(">3L", 2048, 3072, 8192))
+        self.assertEnded(client)
+
     def test_empty_message(self) -> None:
         """A packet with nothing in it is an error, and does not stop what comes after it."""
         client = self.started()
@@ -262,6 +379,20 @@ class OrderTests(PacketTestCase):
         self.assertWorks(client)
         client.send(40 - 25)  # 15: nobody has ever defined it
         self.assertEqual(client.received, [(UNIMPLEMENTED, struct.pack(">L", 1))])
+
+    def test_login_after_the_login(self) -> None:
+        """Who is logged in cannot ask for that again: it is ignored (RFC 4252, section 5.1)."""
+        client = self.started().login(b"vmproxy", ALICE_KEY)
+        client.send(50, NS(b"vmproxy") + NS(b"ssh-connection") + NS(b"none"))
+        self.assertEqual(client.numbers(), [])
+        self.assertFalse(client.server.ending)
+
+    def test_service_after_the_login(self) -> None:
+        """Nor for a service: it would take the place of the one that has the sessions."""
+        for name in (b"ssh-connection", b"ssh-userauth"):
+            client = self.started().login(b"vmproxy", ALICE_KEY)
+            client.send(SERVICE_REQUEST, NS(name))
+            self.assertEnded(client, 7)
 
     def test_messages_of_users_before_the_login(self) -> None:
         """Channels before the login end the connection (RFC 4252, section 6)."""
@@ -285,6 +416,13 @@ class SequenceTests(PacketTestCase):
                 self.assertWorks(client)
             self.assertEqual(client.server.incomingPacketSequence, 2)
             self.assertEqual(client.server.outgoingPacketSequence, 2)
+
+    def test_last_number(self) -> None:
+        """The last number before they start again is told as it is."""
+        client = self.started()
+        client.sent = client.server.incomingPacketSequence = 0xFFFFFFFF
+        client.send(15)
+        self.assertEqual(client.received, [(UNIMPLEMENTED, b"\xff" * 4)])
 
 
 class VersionTests(PacketTestCase):
@@ -347,3 +485,12 @@ class SizeTests(PacketTestCase):
         )
         self.assertEqual(client.numbers(), [])
         self.assertTrue(client.wire.disconnecting)
+        self.assertIsNone(client.server.service)
+
+    def test_nothing_behind_the_end(self) -> None:
+        """Behind our DISCONNECT nothing is sent."""
+        client = self.started()
+        client.server.sendDisconnect(11, b"bye")
+        client.server.sendIgnore(b"")
+        client.read()
+        self.assertEqual(client.numbers(), [DISCONNECT])

@@ -247,6 +247,27 @@ class WatchTests(EngineTestCase):
         self.assertEqual(self.engine.asked, ["keys"])
         self.engine.asked.clear()
 
+    def test_domain(self) -> None:
+        """Where all users are of one domain a name may be without it; the name itself comes
+        first, and another domain is another user's."""
+        engine = Engine(key_of("alice@internal"), key_of("bob"), key_of("bob@internal"))
+        one, many = (
+            Permissions(
+                engine, self.clock, Lifetimes(5.0, 300.0), RECHECK, placed_only=False, domain=domain
+            )
+            for domain in ("internal", "")
+        )
+
+        def named(permissions: Permissions, *names: str) -> str | None:
+            owner = self.result(permissions.user_named(names))
+            return owner and owner.user.name
+
+        self.assertEqual(named(one, "alice"), "alice@internal")
+        self.assertEqual(named(one, "alice@internal"), "alice@internal")
+        self.assertEqual(named(one, "bob"), "bob")
+        self.assertIsNone(named(one, "alice@elsewhere"))
+        self.assertIsNone(named(many, "alice"))
+
     def login(self, name: str, answered: float | None = None) -> Seen:
         """Somebody logs in."""
         seen = Seen()

@@ -22,6 +22,8 @@ from twisted.logger import Logger, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import Events
+from tests.sshpair import SSHPair
+from tests.test_packets import ALL
 from vmconsole.errors import ConfigError
 from vmconsole.ssh.ports import Ports, SSHPort, make_port
 from vmconsole.ssh.proxy_protocol import (
@@ -141,6 +143,48 @@ class PortTestCase(SynchronousTestCase):
             self.sockets.enter_context(socket.create_connection((address.host, address.port)))
             for _ in range(count)
         ]
+
+
+class ServerTests(PortTestCase):
+    """The ssh server itself behind a port."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.pair = SSHPair(ALL)
+        self.pair.factory.clock = self.reactor
+        self.servers: Any = self.pair.factory
+
+    def test_unix_socket(self) -> None:
+        """A unix socket, which knows no TCP options, is served like any other."""
+        path = Path(self.mktemp())
+        self.listen(f"unix:{path}")
+        client = self.sockets.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(str(path))
+        self.turn(3)
+        self.assertTrue(client.recv(100).startswith(b"SSH-2.0-vmconsole\r\n"))
+
+    def test_keystrokes_are_not_gathered(self) -> None:
+        """A TCP connection is set up for small messages, and for clients that vanish."""
+        port = self.listen()
+        self.connect(port)
+        self.turn(3)
+        *_, entry = self.pair.admission._unauthenticated
+        transport = entry.evict.__self__.transport  # type: ignore[attr-defined]
+        self.assertTrue(transport.getTcpNoDelay())
+        self.assertTrue(transport.getTcpKeepAlive())
+
+    def test_dropped(self) -> None:
+        """A client that is dropped for others gets its words, and its place is free at once."""
+        port = self.listen()
+        before = self.pair.admission.total
+        [client] = self.connect(port)
+        self.turn(3)
+        self.assertEqual(self.pair.admission.total, before + 1)
+        *_, entry = self.pair.admission._unauthenticated
+        self.reactor.callLater(0, entry.evict, "away")
+        self.turn(3)
+        self.assertIn(b"away", client.recv(10000))
+        self.assertEqual(self.pair.admission.total, before)
 
 
 class PauseTests(PortTestCase):

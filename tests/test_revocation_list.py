@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
+from types import SimpleNamespace
 from typing import Any
 
+from twisted.conch.interfaces import IConchUser
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,8 +17,11 @@ from tests.ssh_ca import ecdsa_key, ed25519_key, issue, public_line, rsa_key
 from tests.sshpair import ALICE_KEY
 from tests.test_certificates import CA, KEY, SUCCESS, CertificateTestCase
 from vmconsole.errors import ConfigError
+from vmconsole.interfaces import KeyOwner, User
 from vmconsole.publickeys import fingerprint
+from vmconsole.ssh.avatar import Connection, ConsoleRealm
 from vmconsole.ssh.certificates import parse_certificate
+from vmconsole.ssh.checker import Proof
 from vmconsole.ssh.revocation import RevocationList, parse_revocation_list
 
 FAILURE = 51
@@ -78,6 +83,21 @@ class ParseTests(SynchronousTestCase):
         for id in (b"alice", b"alice@laptop ", b"ALICE@laptop", b""):
             self.assertFalse(revoked(text, id=id), id)
 
+    def test_ids_with_a_hash(self) -> None:
+        """An id in which a comment would begin is a mistake: a part of it would be revoked."""
+        with self.assertRaises(ValueError) as caught:
+            parse("id: alice\nID:alice#2 # lost")
+        self.assertIn("line 2: an id with a # cannot be named here", str(caught.exception))
+        self.assertTrue(revoked("id: alice # 2", id=b"alice"))
+
+    def test_line_ends(self) -> None:
+        """Lines end with LF or CR LF; CR alone would hide the lines behind a comment."""
+        self.assertTrue(revoked("# x\r\nserial: 7\r\n\r\nid: x\r", serial=7))
+        for text in ("# x\rserial: 7\r", "id: a\rid: b", "\r\rserial: 7"):
+            with self.assertRaises(ValueError) as caught:
+                parse(f"serial: 1\n{text}")
+            self.assertIn("line 2: there is a carriage return", str(caught.exception))
+
     def test_keys_of_certificates(self) -> None:
         """A certificate is revoked by its key, and by its CA's."""
         for key, expected in ((KEY, True), (CA, True), (ALICE_KEY, False)):
@@ -95,6 +115,8 @@ class ParseTests(SynchronousTestCase):
             *("SHA256:short", "hash: MD5:00:11", "SHA256:" + "A" * 42 + "!", "hash:"),
             *(f"ssh-ed25519 {blob[:-4]}", f"ssh-rsa {blob}", f"ssh-ed25519 {blob[4:]}"),
             *(f"ssh-ed25519 {blob[:-4]}!AAA", "key:", f"keys: {good}", f"ca: {good}"),
+            # Nobody logs in with this one, and so it would revoke nothing.
+            f"ssh-ed25519 {b64encode(ALICE_KEY.public().blob() + bytes(1)).decode()}",
             f"ssh-ed25519-cert-v01@openssh.com {b64encode(certificate).decode()}",
             "-----BEGIN OPENSSH PRIVATE KEY-----",
         ):
@@ -197,6 +219,18 @@ class ServerTests(CertificateTestCase):
         )
         self.revoke(f"serial: 7\nserial: 9\n{public_line(ALICE_KEY)}")
         self.assertEqual(len(self.pair.events.named("revoked")), 2)
+
+    def test_gone_at_once(self) -> None:
+        """Connections that are gone the moment their logins are ended hide none of the others."""
+        pair = self.pair
+        realm = ConsoleRealm(pair.permissions, pair.commands, pair.audit, pair.clock, 8)
+        for name in ("a", "b", "c"):
+            proof = Proof(KeyOwner(User(name, name)), name.encode())
+            mind = Connection("session", "192.0.2.7")
+            _, avatar, logout = realm.requestAvatar(proof, mind, IConchUser)
+            avatar.conn = SimpleNamespace(end_all=lambda reason, logout=logout: logout())
+        realm.end_refused(lambda blob, certificate: "" if blob == b"b" else "no more")
+        self.assertEqual([event["user"] for event in pair.events.named("revoked")], ["a", "c"])
 
     def test_told_once(self) -> None:
         """A session whose client does not take its last line is not told of again when the list

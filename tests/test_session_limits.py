@@ -142,6 +142,8 @@ class PerUserTests(LimitsTestCase):
         self.assertIsNone(counts.refusal(bob, 0, 8))
         counts.closed(ALICE)
         self.assertIsNone(counts.refusal(ALICE, 0, 8))
+        # Nothing is kept of who is gone.
+        self.assertEqual(len(counts._open), 0)
 
 
 class PerConnectionTests(LimitsTestCase):

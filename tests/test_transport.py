@@ -7,14 +7,16 @@ import struct
 from cryptography.hazmat.primitives.asymmetric import rsa
 from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
+from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fakes import console
-from tests.sshpair import ALICE, HOST_KEY, SSHPair
+from tests.fakes import Events, console
+from tests.sshpair import ALICE, HOST_KEY, ClientChannel, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import ConfigError
 from vmconsole.ssh.algorithms import choose_algorithms, choose_all_algorithms
 from vmconsole.ssh.hostkeys import HostKeys
+from vmconsole.ssh.transport import ConsoleTransport, Tries
 
 
 def offered(pair: SSHPair) -> list[list[bytes]]:
@@ -140,6 +142,37 @@ class BrokenPacketTests(SynchronousTestCase):
         self.assertIsNone(pair.client.disconnected)
 
 
+class LogTests(SynchronousTestCase):
+    """What is kept for the log and the audit of what a client says."""
+
+    def test_fingerprints(self) -> None:
+        """Of many keys that are offered the first 16 are kept, each once."""
+        tries = Tries()
+        for number in range(40):
+            tries.note_key(f"SHA256:{number // 2}")
+        self.assertEqual(tries.fingerprints, [f"SHA256:{number}" for number in range(16)])
+
+    def test_errors(self) -> None:
+        """An error is one line, however long it is, and whatever is in it."""
+        events = Events()
+        self.patch(ConsoleTransport, "log", Logger("transport", observer=events))
+        pair = SSHPair()
+        pair.server.broken_packet(ValueError("\x1b[2J\n" * 10000))
+        [event] = events.seen
+        line = formatEvent(event)
+        self.assertLess(len(line), 1000)
+        self.assertTrue(line.isprintable())
+        self.assertIn("192.0.2.7 broke the protocol", line)
+
+    def test_our_own(self) -> None:
+        """An error that is no client's doing is told with its traceback."""
+        pair = SSHPair()
+        pair.server.broken_packet(ZeroDivisionError())
+        pair.flush()
+        self.assertEqual(pair.client.disconnected, (2, b"protocol error"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
 class StalledClientTests(SynchronousTestCase):
     """Clients that take nothing."""
 
@@ -161,14 +194,25 @@ class StalledClientTests(SynchronousTestCase):
         self.assertEqual(pair.clock.getDelayedCalls(), [])
 
     def test_no_answers_for_who_does_not_read(self) -> None:
-        """While its TCP connection is full, a client's requests are not even read."""
+        """While its TCP connection is full a client is heard, until its answers pile up; once it
+        reads it is heard again."""
         pair = SSHPair()
+        pair.login()
         calls: list[str] = []
         pair.server_io.pauseProducing = lambda: calls.append("pause")
         pair.server_io.resumeProducing = lambda: calls.append("resume")
         pair.server.pauseProducing()
+        answer = pair.connection.sendGlobalRequest(b"x", b"", wantReply=True)
+        pair.flush()
+        self.failureResultOf(answer)
+        self.assertNotIn("pause", calls)
+        for _ in range(70):
+            pair.server.sendPacket(2, NS(bytes(1000)))
+        self.assertEqual(calls[-1], "pause")
         pair.server.resumeProducing()
-        self.assertEqual(calls, ["pause", "resume"])
+        self.assertEqual(calls[-1], "resume")
+        pair.server.pauseProducing()
+        self.assertEqual(calls[-1], "resume")
 
     def test_unfinished_key_exchange(self) -> None:
         """A client that begins a key exchange and then asks on and on is cut off."""
@@ -194,8 +238,6 @@ class ConnectionTests(SynchronousTestCase):
 
     def test_no_forwarding(self) -> None:
         """Channels other than sessions are refused, and so are all global requests."""
-        from tests.sshpair import ClientChannel
-
         for name in (b"direct-tcpip", b"forwarded-tcpip", b"x11", b"\xff"):
             channel = ClientChannel()
             channel.name = name
@@ -216,6 +258,36 @@ class ConnectionTests(SynchronousTestCase):
         first.loseConnection()
         self.pair.flush()
         self.assertFalse(self.pair.open().open_failed)
+
+    def revoked(self) -> ClientChannel:
+        """The login of a user no longer holds, whose session takes no output yet."""
+        channel = self.pair.open(window=1, reads_no_more=True)
+        self.pair.server.avatar.revoke("The key is gone.")
+        self.pair.flush()
+        return channel
+
+    def test_revoked(self) -> None:
+        """A login that is revoked ends when each of its sessions has: all have their last words,
+        and nothing new is begun."""
+        other = self.pair.open()
+        channel = self.revoked()
+        self.assertEqual((other.gone, channel.gone), (True, False))
+        self.assertTrue(self.pair.open().open_failed)
+        answer = self.pair.connection.sendRequest(channel, b"exec", NS(b"list"), wantReply=True)
+        self.pair.flush()
+        self.failureResultOf(answer)
+        self.assertIsNone(self.pair.client.disconnected)
+        self.pair.connection.grant(channel, 1000)
+        self.pair.flush()
+        self.assertEqual(channel.error, b"[vmconsole: The key is gone.]\n")
+        self.assertEqual(self.pair.client.disconnected, (11, b"The key is gone."))
+
+    def test_revoked_and_gone(self) -> None:
+        """One that goes by itself then leaves no timer behind."""
+        self.revoked()
+        self.pair.server_io.loseConnection()
+        self.pair.flush()
+        self.assertEqual(self.pair.timers(), [])
 
     def test_one_session_of_two(self) -> None:
         """A session that ends leaves the others of its connection alone."""

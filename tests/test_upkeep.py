@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.conch.ssh.common import NS, getNS
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import console
-from tests.sshpair import ALICE, SSHPair
+from tests.sshpair import ALICE, ALICE_KEY, SSHPair
 from vmconsole.config import SSH, Config
 from vmconsole.config import Console as ConsoleSettings
 from vmconsole.ssh.handshakes import ExchangeBudget, Handshakes
@@ -68,6 +69,14 @@ class KeepaliveTests(SynchronousTestCase):
         self.assertEqual(len(self.pair.events.named("detached")), 1)
         self.assertEqual(self.pair.timers(), [])
 
+    def test_no_timer_is_left(self) -> None:
+        """A client that goes leaves no timer behind, also in the middle of a key exchange."""
+        self.pair = pair_with(keepalive=7.0, rekey_seconds=100.0)
+        self.pair.server.sendKexInit()
+        self.pair.server_io.loseConnection()
+        self.pair.flush()
+        self.assertEqual(self.pair.timers(), [])
+
     def test_anything_is_an_answer(self) -> None:
         """A client that types is not asked; one that answers late counts anew."""
         channel = self.pair.run(b"vm1", pty=True)
@@ -81,6 +90,27 @@ class KeepaliveTests(SynchronousTestCase):
             self.pair.advance(7)
             self.pair.type(channel, b"x")
         self.assertIsNone(self.pair.client.disconnected)
+
+    def test_never_answered(self) -> None:
+        """A client that answers no keepalive, but sends other things, makes no pile of them."""
+        channel = self.pair.run(b"vm1", pty=True)
+        self.answers = False
+        for _ in range(50):
+            self.pair.advance(7)
+            self.pair.advance(7)
+            self.pair.type(channel, b"x")
+        self.assertIsNone(self.pair.client.disconnected)
+        self.assertLessEqual(len(self.pair.server.service.deferreds["global"]), 4)
+
+    def test_during_a_key_exchange(self) -> None:
+        """While a client takes its time for a key exchange it is not asked: it could not hear
+        that."""
+        self.pair.client.ssh_KEXINIT = lambda packet: None
+        self.pair.server.sendKexInit()
+        for _ in range(20):
+            self.pair.advance(7)
+        self.assertIsNone(self.pair.client.disconnected)
+        self.assertEqual(len(self.pair.server._blocked), 0)
 
     def test_not_before_the_login(self) -> None:
         """Before the login there is the grace period alone."""
@@ -132,6 +162,14 @@ class RekeyTests(SynchronousTestCase):
         self.assertEqual(pair.server.exchanges, 1 + 40 * 65536 // 1048576)
         self.assertTrue(channel.output.endswith(printed * 40))
 
+    def test_by_volume_of_input(self) -> None:
+        """What the client sends counts, though nothing answers it."""
+        pair = pair_with(rekey_bytes=1048576)
+        for _ in range(40):
+            pair.client.sendIgnore(bytes(30000))
+            pair.flush()
+        self.assertEqual(pair.server.exchanges, 2)
+
     def test_by_packets(self) -> None:
         """Long before the sequence numbers come round, however large ``rekey_bytes`` is."""
         pair = pair_with(rekey_bytes=1 << 60)
@@ -152,6 +190,30 @@ class RekeyTests(SynchronousTestCase):
             pair.advance(EXCHANGE_SECONDS / 10 - 0.1)
         self.assertIsNone(pair.client.disconnected)
         pair.advance(1)
+        self.assertEqual(pair.client.disconnected, (11, b"no key exchange within the time limit"))
+
+    def test_done_in_time(self) -> None:
+        """An exchange that is done has no limit any more."""
+        pair = pair_with(rekey_seconds=100 * EXCHANGE_SECONDS)
+        pair.server.sendKexInit()
+        pair.flush()
+        pair.advance(EXCHANGE_SECONDS + 1)
+        self.assertEqual(pair.server.exchanges, 2)
+        self.assertIsNone(pair.client.disconnected)
+
+    def test_begun_before_the_login(self) -> None:
+        """A key exchange that was begun while the engine was asked has its limit, too."""
+        pair = SSHPair(Config(ssh=SSH(keepalive=1e9)))
+        answer: Deferred[None] = Deferred()
+        pair.engine.keys_gate = answer
+        pair.auth.sign(b"vmproxy", ALICE_KEY)
+        pair.client.ssh_KEXINIT = lambda packet: None
+        pair.client.sendKexInit()
+        pair.flush()
+        answer.callback(None)
+        pair.flush()
+        self.assertEqual(len(pair.events.named("login_accepted")), 1)
+        pair.advance(EXCHANGE_SECONDS + 1)
         self.assertEqual(pair.client.disconnected, (11, b"no key exchange within the time limit"))
 
 

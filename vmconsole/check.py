@@ -32,13 +32,14 @@ def check(config: Config, now: datetime) -> Iterator[Finding]:
 
 
 def _check_ssh(config: Config, now: datetime) -> Iterator[Finding]:
-    if not config.ssh.listen:
-        return
     for look in (_check_endpoints, load_user_authorities, load_revocation_list):
         try:
             look(config)
         except ConfigError as error:
             yield Finding(str(error))
+    if not config.ssh.listen:
+        # An engine alone needs no host keys.
+        return
     try:
         keys = load_host_keys(config, make_missing=False)
         host_keys = HostKeys(keys, load_host_certificates(config, keys))

@@ -43,8 +43,8 @@ class KeyList(msgspec.Struct, frozen=True):
     digest: bytes
     """The same for the same answer: who has an index of it need not read it again."""
     keys: Iterable[AuthorizedKey | User | None]
-    """Read as they are taken, once, each step in little time; a User: one without a key; None: a
-    step without either. Raises EngineError when the answer is no use after all."""
+    """Read as they are taken, once, each step in little time; a User: one without a usable key;
+    None: a step without either. Raises EngineError when the answer is no use after all."""
 
 
 class KeyOwner(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ from vmconsole.audit import Audit
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.recording import Recordings
 from vmconsole.console.warm import WarmConsoles
+from vmconsole.engine.embedded.answers import DOMAIN
 from vmconsole.engine.embedded.service import EmbeddedEngine
 from vmconsole.engine.files import EngineFiles, ExpiryWatch
 from vmconsole.engine.http import make_engine_client
@@ -234,6 +235,7 @@ def make_proxy(
         loaded.engine.recheck,
         # The embedded engine tells of VMs that are off, too.
         placed_only=bool(loaded.engine.url),
+        domain="" if loaded.engine.url else DOMAIN,
     )
     recordings = make_recordings(reactor, loaded.recording)
     consoles = hosts.guest_observer = ConsolePool(hosts, reactor, loaded.console, recordings)

@@ -112,7 +112,8 @@ def _stamp(path: Path) -> Stamp:
         status = os.stat(path)
     except OSError as error:
         return (error.errno,)
-    return (status.st_ino, status.st_size, status.st_mtime_ns)
+    # The last one shows a change of the mode, too, and a copy that keeps the time of the other.
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class WatchedFiles(Service):

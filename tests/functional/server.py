@@ -177,7 +177,12 @@ class Server:
         keys = (Key.fromString(line.encode()) for line in public_lines)
         engine = Engine(*(AuthorizedKey("u-alice", "alice@internal", key.blob()) for key in keys))
         permissions = Permissions(
-            engine, reactor, Lifetimes(5.0, 300.0), config.engine.recheck, placed_only=False
+            engine,
+            reactor,
+            Lifetimes(5.0, 300.0),
+            config.engine.recheck,
+            placed_only=False,
+            domain="internal",
         )
         audit = Audit(Logger("vmconsole.audit", observer=self.events))
         realm = ConsoleRealm(

@@ -267,3 +267,24 @@ class FloodTests(FunctionalTestCase):
         ssh.type(b"\x1d.")
         await ssh.expect(rb"You left flood1")
         self.assertEqual(await ssh.ended(), 0)
+
+
+class TooManyTests(FunctionalTestCase):
+    """More connections from an address than there may be."""
+
+    configuration = "[limits]\nper_address = 1\n"
+
+    async def test_told(self) -> None:
+        """Each is told so, whatever it was sending at that moment; when the first is gone the
+        next comes in."""
+        first = self.site.ssh(self.bob)
+        await first.expect(rb"To leave")
+        for _ in range(20):
+            ssh = self.site.ssh(self.bob, "list", terminal=False)
+            self.assertEqual(await ssh.ended(), 255)
+            self.assertIn(b"too many connections from your address; try again later", ssh.errors)
+        first.type(b"\x1d.")
+        self.assertEqual(await first.ended(), 0)
+        await self.site.log(rb"detached session=")
+        ssh = self.site.ssh(self.bob, "list", terminal=False)
+        self.assertEqual(await ssh.ended(), 0, ssh.errors)

@@ -258,9 +258,12 @@ class RequestTests(RefusedCase):
 class ControlMasterTests(RefusedCase):
     """Many sessions of one connection."""
 
-    def shared(self, *options: str) -> Child:
+    def shared(self) -> Child:
         """One more session of the connection; without it there is none."""
-        return self.ssh("-S", f"{self.folder}/c", "-o", "ProxyCommand=false", *options)
+        ssh = self.ssh("-S", f"{self.folder}/c", "-o", "ProxyCommand=false")
+        # The first one has this one's pipes, too: it has to end before.
+        self.addCleanup(self.first.kill)
+        return ssh
 
     async def echoes(self, *sessions: Child) -> None:
         """All of them work."""
@@ -272,7 +275,8 @@ class ControlMasterTests(RefusedCase):
     async def test_eight(self) -> None:
         """Eight sessions; the ninth is refused with a word; one that leaves, and one that is
         killed, end none of the others, and make room again."""
-        sessions = [await self.opened("-M", "-S", f"{self.folder}/c", "-o", "ControlPersist=no")]
+        self.first = await self.opened("-M", "-S", f"{self.folder}/c", "-o", "ControlPersist=no")
+        sessions = [self.first]
         for _ in range(7):
             sessions.append(self.shared())
             await sessions[-1].expect(b"ready;")
@@ -298,5 +302,3 @@ class ControlMasterTests(RefusedCase):
             await sessions[-1].expect(b"ready;")
         await self.echoes(*sessions)
         self.assertEqual(len(self.server.connections), 1)
-        # First, since it has the others' pipes, too.
-        await sessions[0].kill()

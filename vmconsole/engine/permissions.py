@@ -47,8 +47,11 @@ class Permissions(Service):
         lifetimes: Lifetimes,
         recheck: float,
         placed_only: bool,
+        domain: str = "",
     ) -> None:
+        """``domain`` is that of all users, if there is but one: it may be left out of a name."""
         self.placed_only = placed_only
+        self._domain = domain
         self._clock = clock
         self._recheck = recheck
         self._outage = Outage()
@@ -69,6 +72,12 @@ class Permissions(Service):
 
     async def user_named(self, names: Sequence[str]) -> KeyOwner | None:
         """See IPermissions."""
+        if self._domain:
+            names = [
+                full
+                for name in names
+                for full in ((name,) if "@" in name else (name, f"{name}@{self._domain}"))
+            ]
         return await self._keys.user_named(names)
 
     async def consoles(self, user_id: str, fresh: bool = False) -> ConsoleList:

@@ -105,7 +105,8 @@ def warn_if_slow(log: Logger) -> None:
 def read_keys(pieces: Sequence[bytes], problems: Problems) -> Iterator[AuthorizedKey | User | None]:
     """The keys in a reply that may be large, read as they are taken; None: a step without one.
 
-    A User is one who has no key, of an engine that knows the feature ``keyless_users``.
+    A User is one who has no key, of an engine that knows the feature ``keyless_users``, or none
+    that can be taken.
 
     Raises EngineError: then none of what came before counts.
     """
@@ -208,10 +209,9 @@ def _not_understood(error: Exception) -> EngineError:
 def _authorized_key(
     entry: _KeyEntry, tell: Callable[[str, str], None]
 ) -> AuthorizedKey | User | None:
-    if not entry.key and entry.entityid and entry.entity:
-        return User(entry.entityid, entry.entity)
+    user = User(entry.entityid, entry.entity) if entry.entityid and entry.entity else None
     if not entry.key.strip():
-        return None
+        return user
     owner = printable(entry.entity)
     try:
         line = parse_key_line(f"{entry.options} {entry.key}")
@@ -220,7 +220,8 @@ def _authorized_key(
     except ValueError as error:
         shown = find_fingerprint(entry.key)
         tell(owner, f"a key of {owner}{shown and f' ({shown})'}: {error}")
-        return None
+        # A name that two users have is nobody's, whatever their keys are like.
+        return user
     return AuthorizedKey(entry.entityid, entry.entity, line.blob, line.options)
 
 

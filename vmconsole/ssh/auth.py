@@ -12,7 +12,7 @@ from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
 from twisted.cred.credentials import SSHPrivateKey
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -87,8 +87,18 @@ class UserAuth(userauth.SSHUserAuthServer):
         if answered is not None:
             await answered
 
+    def tryAuth(self, kind: bytes, user: bytes, data: bytes) -> Deferred[Any]:
+        """Count the request, whatever is in it, and see what it asks for."""
+        return maybeDeferred(self._try, kind, user, data)
+
+    def _try(self, kind: bytes, user: bytes, data: bytes) -> Deferred[Any]:
+        # Signatures apart: agents offer many keys.
+        self._count(kind == b"publickey" and data[:1] != b"\x00")
+        tried: Deferred[Any] = super().tryAuth(kind, user, data)
+        return tried
+
     def auth_publickey(self, packet: bytes) -> Deferred[Any]:
-        """Section 7. Queries and signatures are counted apart: agents offer many keys."""
+        """Section 7."""
         return Deferred.fromCoroutine(self._publickey(packet))
 
     async def _publickey(self, packet: bytes) -> Any:
@@ -103,7 +113,6 @@ class UserAuth(userauth.SSHUserAuthServer):
             tries.refusal = "another service than ssh-connection was asked for"
             raise UnauthorizedLogin(tries.refusal)
         tries.note_key(_shown(credentials))
-        self._count(credentials.signature is not None)
         mind = Connection(self.transport.session_id, self.transport.address)
         try:
             result = await self.portal.login(

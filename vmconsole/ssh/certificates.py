@@ -57,11 +57,16 @@ _CA_SIGNATURES = {
 }
 # As OpenSSH has it.
 _MOST_PRINCIPALS = 256
+# Strings in the options, and in the extensions, two for each; and bytes of a key: an RSA key of
+# 16384 bits has some 2,100. To read thousands would take milliseconds, of anybody's certificate.
+_MOST_OPTION_STRINGS = 256
+_LARGEST_KEY = 4096
 _FOREVER = 0xFFFFFFFFFFFFFFFF
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 UNPARSABLE = (
     *(BadKeyError, ValueError, TypeError, LookupError, AssertionError),
-    *(struct.error, UnsupportedAlgorithm),
+    # cryptography's word for a point that is compressed, or none.
+    *(struct.error, UnsupportedAlgorithm, NotImplementedError),
 )
 """What Conch and cryptography raise for bytes that are no key, no certificate, or no request."""
 
@@ -117,14 +122,14 @@ class Certificate(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> list[str]:
-        """The principals that are text, in their order."""
+        """The principals that are text, and not empty, in their order."""
         names = []
         for principal in self.principals:
             try:
                 names.append(principal.decode())
             except UnicodeDecodeError:
                 continue
-        return names
+        return [name for name in names if name]
 
     def verify(self) -> None:
         """Raises CertificateError unless the key that it names as its CA's has signed it."""
@@ -150,14 +155,18 @@ def _parse(blob: bytes) -> Certificate:
     kind, _, rest = getNS(blob, 2)
     if kind not in _KEY_FIELDS:
         raise CertificateError(f"its type {printable_bytes(kind, 40)} is not supported")
-    parsed: Any = load_ssh_public_identity(kind + b" " + b64encode(blob))
-    # cryptography keeps the CA's blob and the algorithm of its signature to itself.
-    rest = getNS(rest, _KEY_FIELDS[kind])[-1]
-    rest = getNS(rest[12:], 2)[-1]
-    *_, ca, signature, _ = getNS(rest[16:], 5)
-    _check_authority(ca, getNS(signature)[0])
-    if len(parsed.valid_principals) > _MOST_PRINCIPALS:
+    *fields, rest = getNS(rest, _KEY_FIELDS[kind])
+    _, principals, rest = getNS(rest[12:], 2)
+    if _has_more(principals, _MOST_PRINCIPALS):
         raise CertificateError(f"it has more than {_MOST_PRINCIPALS} principals")
+    options, extensions, _, ca, signature, _ = getNS(rest[16:], 5)
+    if max(sum(map(len, fields)), len(ca)) > _LARGEST_KEY:
+        raise CertificateError("its key, or its CA's, is too large")
+    if any(_has_more(strings, _MOST_OPTION_STRINGS) for strings in (options, extensions)):
+        raise CertificateError("it has too many options")
+    # cryptography keeps the CA's blob and the algorithm of its signature to itself.
+    parsed: Any = load_ssh_public_identity(kind + b" " + b64encode(blob))
+    _check_authority(ca, getNS(signature)[0])
     key = Key(parsed.public_key())
     return Certificate(
         blob=blob,
@@ -174,6 +183,13 @@ def _parse(blob: bytes) -> Certificate:
         ca=ca,
         parsed=parsed,
     )
+
+
+def _has_more(strings: bytes, most: int) -> bool:
+    at = 0
+    for _ in range(most):
+        at += 4 + int.from_bytes(strings[at : at + 4], "big")
+    return at < len(strings)
 
 
 def _check_authority(ca: bytes, signature_algorithm: bytes) -> None:

@@ -38,6 +38,8 @@ _USER_VERIFIED = 0x04
 # What a security key's application begins with, as ssh-keygen demands it: a key for the web has
 # its site's name there, and the site could have it sign.
 _APPLICATION = b"ssh:"
+# Bytes of a key: an RSA key of 16384 bits has some 2,100.
+_LARGEST_KEY = 4096
 # Characters of a certificate's principals that are shown.
 _SHOWN = 200
 
@@ -180,10 +182,16 @@ def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
     key_type = USER_KEY_ALGORITHMS.get(algorithm)
     if key_type is None:
         raise UnauthorizedLogin(f"algorithm {printable_bytes(algorithm)} is not accepted")
+    if len(blob) > _LARGEST_KEY:
+        raise UnauthorizedLogin("the key is too large")
     try:
         key: Key = Key.fromString(blob, type="BLOB")
+        canonical = key.blob() == blob
     except UNPARSABLE as error:
         raise UnauthorizedLogin("the key cannot be parsed") from error
+    if not canonical:
+        # Conch reads other encodings of it, too; the revocation list knows this one alone.
+        raise UnauthorizedLogin("the key is not encoded as RFC 4253 has it")
     if key.sshType() != key_type:
         raise UnauthorizedLogin("the key is not of the type that its algorithm names")
     if key_type == b"ssh-rsa" and key.size() not in RSA_BITS:

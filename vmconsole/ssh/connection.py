@@ -15,6 +15,9 @@ from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.packets import ProtocolError
 from vmconsole.ssh.session import LAST_OUTPUT
 
+# Bytes of the packets that a client takes. Each costs time, however small it is.
+_LEAST_PACKET = 256
+
 
 class ConsoleConnection(connection.SSHConnection):
     """RFC 4254 without forwarding of any kind."""
@@ -27,12 +30,14 @@ class ConsoleConnection(connection.SSHConnection):
     def ssh_CHANNEL_OPEN(self, packet: bytes) -> None:
         """Section 5.1: open a session, or say which of them are open already."""
         kind, rest = getNS(packet)
-        sender = rest[:4]
+        sender, _, packet_size = struct.unpack(">4s4sL", rest[:12])
         revoked = self.transport.avatar.revoked
         if revoked:
             self._refuse(sender, connection.OPEN_ADMINISTRATIVELY_PROHIBITED, revoked.encode())
         elif kind != b"session":
             self._refuse(sender, connection.OPEN_ADMINISTRATIVELY_PROHIBITED, b"only sessions here")
+        elif packet_size < _LEAST_PACKET:
+            self._refuse(sender, connection.OPEN_RESOURCE_SHORTAGE, b"larger packets are needed")
         else:
             self._open(sender, packet)
 
@@ -73,18 +78,10 @@ class ConsoleConnection(connection.SSHConnection):
         if revoked and not self.channels:
             self._end(revoked)
 
-    def serviceStopped(self) -> None:
-        """The connection is gone."""
-        self._stop_waiting()
-        super().serviceStopped()
-
     def _end(self, reason: str) -> None:
-        self._stop_waiting()
-        self.transport.sendDisconnect(DISCONNECT_BY_APPLICATION, reason.encode())
-
-    def _stop_waiting(self) -> None:
         if self._last_call is not None and self._last_call.active():
             self._last_call.cancel()
+        self.transport.sendDisconnect(DISCONNECT_BY_APPLICATION, reason.encode())
 
     def serviceStarted(self) -> None:
         """Somebody is logged in: tell their client of all our host keys."""
@@ -100,6 +97,19 @@ class ConsoleConnection(connection.SSHConnection):
             proof = self._host_keys.prove(data)
             return 0 if proof is None else (1, proof)
         return 0
+
+    def ssh_CHANNEL_OPEN_CONFIRMATION(self, packet: bytes) -> None:
+        """Section 5.1: an answer to what we never ask. Conch would take it for a channel of the
+        client's, and forget that one with the other answer."""
+        raise ProtocolError("an answer to what was not asked here")
+
+    ssh_CHANNEL_OPEN_FAILURE = ssh_CHANNEL_OPEN_CONFIRMATION
+    ssh_CHANNEL_SUCCESS = ssh_CHANNEL_FAILURE = ssh_CHANNEL_OPEN_CONFIRMATION
+
+    def ssh_CHANNEL_REQUEST(self, packet: bytes) -> None:
+        """Section 5.4. A channel that we have closed answers nothing more."""
+        if not self.channels[struct.unpack(">L", packet[:4])[0]].localClosed:
+            super().ssh_CHANNEL_REQUEST(packet)
 
     def ssh_CHANNEL_DATA(self, packet: bytes) -> None:
         """Section 5.2: no more than the client may send."""

@@ -41,6 +41,8 @@ MAX_PACKET_BEFORE_LOGIN = 35000
 MAX_PACKET = 262144
 # Answers that wait for the end of a key exchange; guest output waits elsewhere.
 _MAX_BLOCKED = 256
+# Handled in one turn of the reactor; small ones take some milliseconds.
+_PACKETS_A_TURN = 200
 _SEQUENCES = 0xFFFFFFFF
 # RFC 4344, section 3.1: long before the sequence numbers come round.
 _MAX_PACKETS = 1 << 31
@@ -94,6 +96,7 @@ class PacketTransport(transport.SSHServerTransport):
     # Messages of ours that have to wait until a key exchange is done; None: there is none.
     _blocked: list[tuple[int, bytes]] | None = None
     _held = False
+    _resting = False
     _taking = False
     _packet_size: int | None = None
     _seal_name = _open_name = (b"", b"")
@@ -120,7 +123,7 @@ class PacketTransport(transport.SSHServerTransport):
     def dataReceived(self, data: bytes) -> None:
         """Take bytes from the client, and handle the packets that are whole."""
         self.buf += data
-        if self._held or self._taking:
+        if self._held or self._resting or self._taking:
             return
         self._taking = True
         try:
@@ -144,6 +147,10 @@ class PacketTransport(transport.SSHServerTransport):
         self._held = False
         self.dataReceived(b"")
 
+    def rest(self) -> None:
+        """Let others have their turn, and go on with what waits in the next one."""
+        raise NotImplementedError
+
     def broken_packet(self, error: Exception) -> None:
         """What came in cannot be handled."""
         raise NotImplementedError
@@ -161,9 +168,12 @@ class PacketTransport(transport.SSHServerTransport):
             self.buf = rest
 
     def _take_packets(self) -> None:
-        taken = 0
+        taken = count = 0
         try:
             while not (self._held or self.ending):
+                if count == _PACKETS_A_TURN:
+                    self.rest()
+                    break
                 opener = self._opener
                 if self._packet_size is None:
                     head = self.buf[taken : taken + opener.head_size]
@@ -176,6 +186,7 @@ class PacketTransport(transport.SSHServerTransport):
                 if len(packet) < self._packet_size:
                     break
                 taken += self._packet_size
+                count += 1
                 self._packet_size = None
                 payload = opener.open(self.incomingPacketSequence, packet)
                 self.incomingPacketSequence = (self.incomingPacketSequence + 1) & _SEQUENCES
@@ -187,6 +198,10 @@ class PacketTransport(transport.SSHServerTransport):
 
     def dispatchMessage(self, messageNum: int, payload: bytes) -> None:
         """Handle one message, if it may come now."""
+        if self.ignoreNextPacket and _KEX_INIT <= messageNum < _USERAUTH_FIRST:
+            # It belongs to the method that the client guessed.
+            self.ignoreNextPacket = False
+            return
         self._check_order(messageNum)
         if len(self._blocked or ()) > _MAX_BLOCKED:
             raise ProtocolError("too many requests during a key exchange")
@@ -208,10 +223,22 @@ class PacketTransport(transport.SSHServerTransport):
         """RFC 4253, section 11.1: the client goes, and says why; that is no error."""
         self.close()
 
+    def ssh_EXT_INFO(self, packet: bytes) -> None:
+        """RFC 8308; of no use here, and to read a long list would take time by its square."""
+
+    def ssh_UNIMPLEMENTED(self, packet: bytes) -> None:
+        """RFC 4253, section 11.4; of no use here, and Conch would log each."""
+
+    def sendDisconnect(self, reason: int, desc: bytes) -> None:
+        """Section 11.1: say why, and close."""
+        self.sendPacket(transport.MSG_DISCONNECT, struct.pack(">L", reason) + NS(desc) + NS(b""))
+        self.close()
+
     def close(self) -> None:
-        """End the connection, once what was sent is on its way."""
+        """End the connection, once what was sent is on its way. The client closes it, too: if we
+        did while it sends, what we said would be lost with that."""
         self.ending = True
-        self.transport.loseConnection()
+        getattr(self.transport, "loseWriteConnection", self.transport.loseConnection)()
 
     def sendUnimplemented(self) -> None:
         """RFC 4253, section 11.4: about the message that came last."""
@@ -294,9 +321,6 @@ class PacketTransport(transport.SSHServerTransport):
 
     def ssh_KEX_DH_GEX_REQUEST_OLD(self, packet: bytes) -> None:
         """Message 30, whose name depends on the method: the client's part of the exchange."""
-        if self.ignoreNextPacket:
-            self.ignoreNextPacket = False
-            return
         self.hold()
         self.exchange(packet)
 

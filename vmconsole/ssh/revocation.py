@@ -63,10 +63,16 @@ def parse_revocation_list(content: bytes) -> RevocationList:
     serials: list[tuple[int, int]] = []
     for number, raw in enumerate(content.split(b"\n"), 1):
         # As ssh-keygen does it, wherever it stands.
-        line = raw.partition(b"#")[0].strip()
+        if b"\r" in raw.removesuffix(b"\r"):
+            # Another line perhaps, which would be lost in a comment.
+            raise ValueError(f"line {number}: there is a carriage return within it")
+        before, comment, _ = raw.partition(b"#")
+        line = before.strip()
         if not line:
             continue
         try:
+            if comment and line[:3].lower() == b"id:" and not before[-1:].isspace():
+                raise ValueError("an id with a # cannot be named here: revoke it by its serial")
             _read(line.decode(), digests, ids, serials)
         except UnicodeDecodeError:
             raise ValueError(f"line {number}: it is no UTF-8") from None

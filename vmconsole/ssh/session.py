@@ -59,7 +59,7 @@ class SessionChannel(channel.SSHChannel):
 
     def __init__(self, *args: Any, clock: IReactorTime, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.remoteMaxPacket = max(1, min(self.remoteMaxPacket, _MAX_PACKET))
+        self.remoteMaxPacket = min(self.remoteMaxPacket, _MAX_PACKET)
         self.terminal: str | None = None
         """The client's TERM; None: it did not ask for a pty."""
         self.size = (24, 80)
@@ -117,9 +117,10 @@ class SessionChannel(channel.SSHChannel):
         return name in (b"LANG", b"TERM") or name.startswith(b"LC_")
 
     def request_break(self, data: bytes) -> bool:
-        """RFC 4335; how long is the guest's device's to say."""
+        """RFC 4335; how long is the guest's device's to say. No window bounds these, and each is
+        answered on the terminal."""
         send = getattr(self._protocol, "send_break", None)
-        if send is None or len(data) != 4:
+        if send is None or len(data) != 4 or self._waiting_output > MAX_WAITING_OUTPUT:
             return False
         self._typed()
         send()
@@ -192,9 +193,10 @@ class SessionChannel(channel.SSHChannel):
         """A client has no use for this; it is dropped."""
 
     def eofReceived(self) -> None:
-        """The client will send no more."""
-        self._input_ended = True
-        self._tell_input_ended()
+        """The client will send no more. It may say so again and again."""
+        if not self._input_ended:
+            self._input_ended = True
+            self._tell_input_ended()
 
     def _tell_input_ended(self) -> None:
         half = IHalfCloseableProtocol(self._protocol, None)
@@ -356,7 +358,7 @@ class SessionChannel(channel.SSHChannel):
         if self._last_output is not None and self._last_output.active():
             self._last_output.cancel()
         self._drop_output()
-        if self._exit_status is not None and not self.remoteClosed:
+        if self._exit_status is not None:
             self.conn.sendRequest(self, b"exit-status", struct.pack(">L", self._exit_status))
             self.conn.sendEOF(self)
         self.conn.sendClose(self)

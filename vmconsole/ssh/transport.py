@@ -30,6 +30,7 @@ from vmconsole.ssh.packets import (
 from vmconsole.ssh.proxy_protocol import Client, when_known
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.ssh.upkeep import Upkeep
+from vmconsole.text import printable
 
 if TYPE_CHECKING:
     from vmconsole.ssh.factory import ConsoleSSHFactory
@@ -38,8 +39,17 @@ if TYPE_CHECKING:
 _CLIENTS_DOING = (LookupError, ValueError, TypeError, struct.error, ConchError, BadPacketError)
 
 _FINGERPRINTS_KEPT = 16
+# Packets that a client may send before its login, beside its queries and signatures: a login takes
+# ten or so. Every 30,000 cost a second of everybody's time.
+MORE_PACKETS_BEFORE_LOGIN = 400
+# Bytes of answers that may wait for a client that takes none.
+_MAX_ANSWERS = 65536
+# Bytes that a packet has besides: its length, number, padding and tag, and what is kept of it.
+_OVERHEAD = 64
 # Seconds that a client has to take our last words.
 LAST_WORDS = 5.0
+# Of these, one that is refused: a thousand of them must not hold the places of others for long.
+_REFUSAL = 1.0
 # RFC 4252, sections 5.3 and 6: before the login these must not come, and after it those are void.
 _USERAUTH = range(50, 80)
 _AFTER_LOGIN = 80
@@ -83,6 +93,8 @@ class ConsoleTransport(PacketTransport):
     _goodbye: IDelayedCall | None = None
     _upkeep: Upkeep | None = None
     _tcp_takes_output = True
+    _answers = 0
+    """Bytes that were sent though the TCP connection was full."""
     _waiting = False
     host_keys: HostKeys
 
@@ -96,9 +108,10 @@ class ConsoleTransport(PacketTransport):
         clock = self.factory.clock
         self._budget = ExchangeBudget(clock)
         self._grace = clock.callLater(self.factory.limits.login_grace, self._too_slow)
-        # A keystroke's echo must not wait for the client's delayed acknowledgement.
-        self.transport.setTcpNoDelay(True)
-        self.transport.setTcpKeepAlive(True)
+        with suppress(OSError):  # It may be a unix socket.
+            # A keystroke's echo must not wait for the client's delayed acknowledgement.
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
         self.transport.registerProducer(self, True)
         # What comes meanwhile is kept: a connection that is not read would not be seen to end.
         self._held = self._waiting = True
@@ -118,12 +131,16 @@ class ConsoleTransport(PacketTransport):
         self._waiting = False
         if not self.ending:
             self.send_version()
-            self.sendDisconnect(transport.DISCONNECT_TOO_MANY_CONNECTIONS, reason.encode())
+            self._turn_away(reason, _REFUSAL)
 
     def _evict(self, reason: str) -> None:
+        # Its place is wanted now; what is said leaves at the end of this turn of the reactor.
+        self._turn_away(reason, 0.0)
+
+    def _turn_away(self, reason: str, within: float) -> None:
         self.sendDisconnect(transport.DISCONNECT_TOO_MANY_CONNECTIONS, reason.encode())
-        # Its place is wanted now.
-        self.transport.abortConnection()
+        if self._goodbye is not None and self._goodbye.active():
+            self._goodbye.reset(within)
 
     @property
     def address(self) -> str:
@@ -182,10 +199,27 @@ class ConsoleTransport(PacketTransport):
         self._read_or_not()
         super().release()
 
+    def rest(self) -> None:
+        """Go on in the next turn of the reactor."""
+        self._resting = True
+        self._read_or_not()
+        self.factory.clock.callLater(0, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = False
+        if not self.ending:
+            self._read_or_not()
+            self.dataReceived(b"")
+
     def dispatchMessage(self, messageNum: int, payload: bytes) -> None:
         """Handle one message: some may only come before the login, others only after it."""
-        if self._login is None and messageNum >= _AFTER_LOGIN:
-            raise ProtocolError(f"message {messageNum} before the login")
+        if self._login is None:
+            limits = self.factory.limits
+            most = limits.auth_queries + limits.auth_tries + MORE_PACKETS_BEFORE_LOGIN
+            if self.heard > most:
+                raise ProtocolError(f"more than {most} packets before the login")
+            if messageNum >= _AFTER_LOGIN:
+                raise ProtocolError(f"message {messageNum} before the login")
         if self._login is not None and messageNum in _USERAUTH:
             return
         super().dispatchMessage(messageNum, payload)
@@ -211,17 +245,19 @@ class ConsoleTransport(PacketTransport):
 
     def sendDisconnect(self, reason: int, desc: bytes) -> None:
         """Say why, if the client has our version, and close."""
-        if not self.ending:
-            if not self._waiting:
-                super().sendDisconnect(reason, desc)
+        if self._waiting:
             self.close()
+        elif not self.ending:
+            super().sendDisconnect(reason, desc)
 
     def close(self) -> None:
         """End the connection: some seconds later also one whose client takes no last words."""
         if not self.ending:
-            super().close()
             self.transport.unregisterProducer()
+            # Until then what the client still sends is read, and dropped.
+            self.transport.resumeProducing()
             self._goodbye = self.factory.clock.callLater(LAST_WORDS, self.transport.abortConnection)
+            super().close()
 
     # --- key exchange
 
@@ -239,7 +275,7 @@ class ConsoleTransport(PacketTransport):
                 self.answer_exchange(packet)
 
         run, logged_in = self.factory.handshakes.run, self._login is not None
-        delay = self._budget.delay(self.bytes_keyed) if self.exchanges else 0.0
+        delay = self._budget.delay(self.bytes_keyed)
         if delay:
             self.factory.clock.callLater(delay, run, answer, logged_in)
         else:
@@ -262,14 +298,24 @@ class ConsoleTransport(PacketTransport):
         """Whether channels may send now: the client reads, and no key exchange is under way."""
         return self._tcp_takes_output and not self.exchanging and not self.ending
 
+    def sendPacket(self, messageType: int, payload: bytes) -> None:
+        """Send a message; a client that takes none is heard only until the answers pile up."""
+        super().sendPacket(messageType, payload)
+        if not self._tcp_takes_output:
+            self._answers += len(payload) + _OVERHEAD
+            if self._answers > _MAX_ANSWERS:
+                self._read_or_not()
+
     def pauseProducing(self) -> None:
-        """The TCP connection is full: whoever reads nothing gets no answers to more requests."""
+        """The TCP connection is full: channels send nothing more. What the client sends is still
+        read, since a flood of output may keep it full for as long as it lasts."""
         self._tcp_takes_output = False
-        self._read_or_not()
+        self._answers = 0
 
     def resumeProducing(self) -> None:
         """The TCP connection takes bytes again."""
         self._tcp_takes_output = True
+        self._answers = 0
         if self._upkeep is not None:
             self._upkeep.alive()
         self._read_or_not()
@@ -280,10 +326,10 @@ class ConsoleTransport(PacketTransport):
         self._tcp_takes_output = False
 
     def _read_or_not(self) -> None:
-        if self._tcp_takes_output and not self._held:
-            self.transport.resumeProducing()
-        else:
+        if self._held or self._resting or self._answers > _MAX_ANSWERS:
             self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
 
     def _acknowledge(self) -> None:
         # Nothing of ours answers the client's KEXINIT and NEWKEYS, and its next packet waits
@@ -315,7 +361,7 @@ class ConsoleTransport(PacketTransport):
             "session {session}: {address} broke the protocol: {what}",
             session=self.session_id,
             address=self.address,
-            what=what,
+            what=printable(what),
         )
         reason, text = transport.DISCONNECT_PROTOCOL_ERROR, "protocol error"
         if isinstance(error, NothingInCommonError):

@@ -40,6 +40,9 @@ class Upkeep:
         self._transport.rekey_bytes = self._settings.rekey_bytes
         self._later("keepalive", self._settings.keepalive)
         self._later("rekey", self._settings.rekey_seconds)
+        if self._transport.exchanging:
+            # It was begun while the engine was asked.
+            self.exchange_begun()
 
     def stop(self) -> None:
         """The connection is over."""
@@ -62,19 +65,23 @@ class Upkeep:
         self._later("rekey", self._settings.rekey_seconds)
 
     def _keepalive(self) -> None:
+        service: Any = self._transport.service
         if self._transport.heard != self._heard:
             self._heard = self._transport.heard
             self._missed = 0
+        elif self._transport.exchanging:
+            # What is sent now waits for the new keys, for which there is a limit of its own.
+            pass
         elif self._missed == _MAX_MISSED:
             self._end("the client does not answer")
             return
         else:
             self._missed += 1
-            # That a packet came was noted; what it says is no matter.
-            service: Any = self._transport.service
-            service.sendGlobalRequest(b"keepalive@openssh.com", b"", wantReply=True).addErrback(
-                lambda _: None
-            )
+            # Some never answer, but send other things; and what an answer says is no matter.
+            if len(service.deferreds["global"]) <= _MAX_MISSED:
+                service.sendGlobalRequest(b"keepalive@openssh.com", b"", wantReply=True).addErrback(
+                    lambda _: None
+                )
         self._later("keepalive", self._settings.keepalive)
 
     def _rekey(self) -> None:

@@ -21,7 +21,7 @@ from vmconsole.interfaces import Role
 from vmconsole.threads import InThread
 
 # The part of an oVirt user's name after the @, which other proxies expect.
-_DOMAIN = "internal"
+DOMAIN = "internal"
 _SIMPLE_TYPE = re.compile("[A-Za-z0-9-]+")
 # Bytes of console lists that are kept.
 _KEPT = 64 * 1024 * 1024
@@ -218,7 +218,7 @@ def _encode(entries: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def _entry(user_id: str, user: str, key: str) -> dict[str, str]:
-    return {"entityid": user_id, "entity": f"{user}@{_DOMAIN}", "key": key}
+    return {"entityid": user_id, "entity": f"{user}@{DOMAIN}", "key": key}
 
 
 def _key_entry(key: KeyRecord) -> dict[str, str]:
