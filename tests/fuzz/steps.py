@@ -1,0 +1,79 @@
+"""Steps, fields and edits: how a program becomes bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.conch.ssh.common import NS
+
+from tests.fuzz.certify import certificate
+from tests.fuzz.keyring import Known, sign
+
+Step = list[Any]
+Program = list[Step]
+
+
+class NoChannel(Exception):
+    """A packet is for a channel, and none is open."""
+
+
+class Maker:
+    """Makes payloads of fields. ``user`` is whom certificates are for, ``numbers`` are the server's
+    of the channels that are open."""
+
+    def __init__(self, ring: dict[str, Known], user: bytes) -> None:
+        self._ring, self._user = ring, user
+        self._next = 0
+        self.session = b""
+
+    def payload(self, fields: Sequence[Sequence[Any]], numbers: Sequence[int]) -> bytes:
+        """The fields, one behind the other. Raises NoChannel."""
+        made = b""
+        for kind, *values in fields:
+            made += self._field(kind, values, numbers, made)
+        return made
+
+    def _field(self, kind: str, values: list[Any], numbers: Sequence[int], before: bytes) -> bytes:
+        if kind == "b":
+            return bytes.fromhex(values[0])
+        if kind == "s":
+            return NS(bytes.fromhex(values[0]))
+        if kind == "c":
+            return bytes((values[0] & 0xFF,))
+        if kind == "u":
+            return struct.pack(">L", values[0] & 0xFFFFFFFF)
+        if kind == "chan":
+            if not numbers:
+                raise NoChannel
+            return struct.pack(">L", numbers[values[0] % len(numbers)])
+        if kind == "new":
+            self._next += 1
+            return struct.pack(">L", self._next)
+        if kind == "key":
+            return NS(self._ring[values[0]].blob)
+        if kind == "cert":
+            return NS(certificate(self._ring[values[0]], self._user, values[1]))
+        if kind == "sig":
+            name, algorithm, how = values
+            message = NS(self.session) + before
+            return NS(sign(self._ring[name], message, algorithm.encode(), how))
+        raise ValueError(f"there is no field {kind!r}")
+
+
+def edit(data: bytes, edits: Sequence[Sequence[Any]]) -> bytes:
+    """The data, edited; places beyond the end are counted from the beginning again."""
+    for kind, *values in edits:
+        at = values[0] % (len(data) + 1) if kind != "add" else 0
+        if kind == "add":
+            data += bytes.fromhex(values[0])
+        elif kind == "cut":
+            data = data[:at]
+        elif kind == "put":
+            data = data[:at] + bytes.fromhex(values[1]) + data[at:]
+        elif kind == "drop":
+            data = data[:at] + data[at + values[1] :]
+        elif kind == "flip" and at < len(data):
+            data = data[:at] + bytes((data[at] ^ values[1],)) + data[at + 1 :]
+    return data

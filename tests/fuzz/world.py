@@ -1,0 +1,148 @@
+"""The server that is fuzzed, with doubles behind its seams; it outlives its connections."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple
+
+from twisted.logger import LogLevel, globalLogBeginner, globalLogPublisher
+from zope.interface.interface import InterfaceClass
+
+from tests.fakes import console
+from tests.fuzz.certify import public_line
+from tests.fuzz.keyring import make_ring
+from tests.fuzz.peer import ServerEnd
+from tests.fuzz.sealed import SUITES
+from tests.sshpair import ALICE, SSHPair
+from vmconsole.config import SSH, Config
+from vmconsole.config import Console as ConsoleSettings
+from vmconsole.interfaces import AuthorizedKey
+
+# All that a client of the harness may speak.
+_NAMES = [suite.split() for suite in SUITES]
+CIPHERS = dict.fromkeys(cipher for cipher, _ in _NAMES)
+MACS = dict.fromkeys(mac for _, mac in _NAMES)
+# Shared by all objects, or none of the server's.
+_NOT_OURS = (type, types.ModuleType, types.FunctionType, types.CodeType, InterfaceClass)
+
+
+class World(SSHPair):
+    """A server for many connections, on one clock. Its users have VMs and keys."""
+
+    def __init__(self, ring: Any = None, authorities: str = public_line()) -> None:
+        # Read once, here.
+        with NamedTemporaryFile("w") as file:
+            file.write(authorities)
+            file.flush()
+            super().__init__(_config(file.name))
+        self.ring = ring or make_ring()
+        self.engine.keys = [
+            AuthorizedKey(ALICE.id, ALICE.name, known.blob)
+            for name, known in self.ring.items()
+            if name != "stranger"
+        ]
+        self.engine.vms[ALICE.id] = [
+            console("vm1"),
+            console("vm2"),
+            console("vm two", role="viewer"),
+            console("\x1b[2J"),
+        ]
+        self.users = frozenset(name.encode() for name in self.config.ssh.users)
+        self.transport: Any = None
+        """What a connection is instead of a ConsoleTransport."""
+        self._count = 0
+        globals_ = (vars(module) for module in list(sys.modules.values()) if module is not None)
+        self.shared = {id(each) for each in (self, *vars(self).values(), *globals_)}
+        """The ids of what outlives connections, and of what belongs to the modules."""
+
+    def _connect(self) -> None:
+        """There is no connection at first."""
+
+    def accept(self) -> tuple[Any, ServerEnd]:
+        """A TCP connection, each from an address of its own."""
+        self._count += 1
+        number = self._count
+        address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        server: Any = self.factory.buildProtocol(None)
+        if self.transport is not None:
+            server.__class__ = self.transport
+        end = ServerEnd(server, address)
+        server.makeConnection(end)
+        return server, end
+
+    def weight(self) -> int:
+        """Bytes that the server holds between connections."""
+        around = {id(each) for each in (self.events, self.engine, self.guests, self.config)}
+        return weigh(self.factory, (self.shared | around) - {id(self.factory)}).size
+
+    def forget(self) -> None:
+        """Drop what the doubles have noted: that grows, and is none of the server's."""
+        self.events.seen.clear()
+        self.engine.asked.clear()
+        self.guests.asked.clear()
+        self.guests.places.clear()
+        self.guests.opened[:] = [guest for guest in self.guests.opened if guest.open]
+
+
+def _config(authorities: str) -> Config:
+    return Config(
+        # Often enough for programs to see them: keepalives and new keys.
+        ssh=SSH(
+            ciphers=(*CIPHERS,),
+            macs=(*MACS,),
+            keepalive=9.0,
+            rekey_seconds=60.0,
+            rekey_bytes=1 << 20,
+            user_ca=authorities,
+        ),
+        console=ConsoleSettings(linger=0.0),
+    )
+
+
+@contextmanager
+def watched_log(found: list[str]) -> Iterator[None]:
+    """Note every event of the log that is an error, or worse."""
+
+    def note(event: dict[str, Any]) -> None:
+        if event["log_level"] in (LogLevel.error, LogLevel.critical):
+            failure = event.get("log_failure")
+            text = failure.getTraceback() if failure else str(event.get("log_format"))
+            found.append(f"{event['log_namespace']}: {text}")
+
+    globalLogPublisher.addObserver(note)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(note)
+
+
+def start_logging() -> None:
+    """Let Twisted keep no events for an observer that may come: those hold connections."""
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
+
+
+class Weight(NamedTuple):
+    """What something holds."""
+
+    size: int
+    """Bytes."""
+    objects: int
+
+
+def weigh(root: Any, shared: Collection[int]) -> Weight:
+    """What is held by ``root`` alone, so not by what is ``shared`` (ids of objects)."""
+    seen, size, count, waiting = set(shared), 0, 0, [root]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, _NOT_OURS):
+            continue
+        seen.add(id(each))
+        size += sys.getsizeof(each)
+        count += 1
+        waiting.extend(gc.get_referents(each))
+    return Weight(size, count)
