@@ -152,6 +152,7 @@ class ConsoleTests(FunctionalTestCase):
         await ssh.ended()
         await self.site.log(
             rb"login accepted session=(\w+) user='bob@internal' .*fingerprint=SHA256:\S+ "
+            rb"certificate='' "
             rb"address=127\.0\.0\.1.*attached session=\1 .*vm='light1' .*host='node1'.*"
             rb"detached session=\1 .*bytes_in=5 bytes_out=\d+ .*reason='You left light1\.'"
         )
