@@ -556,6 +556,18 @@ class BanTests(AdmissionTestCase):
             self.assertTrue(client.served)
             client.entry.left()
 
+    def test_dropped(self) -> None:
+        """Who was dropped by chance did not fail."""
+        self.use(Limits(ban_after=1, unauthenticated=4))
+        clients = [self.connect(f"192.0.2.{number}") for number in range(4)]
+        self.pass_time(2.5)
+        [dropped, *_] = [client for client in clients if client.told]
+        source = f"192.0.2.{clients.index(dropped)}"
+        for client in clients:
+            client.entry.left()
+        self.assertTrue(self.connect(source).served)
+        self.assertFalse(self.connect(f"192.0.2.{3 - clients.index(dropped)}").served)
+
     def test_banned(self) -> None:
         """So many in a row without a login ban their source for a time: it is refused at once,
         and told for how long. Others are not."""

@@ -15,6 +15,7 @@ from tests.sshpair import ALICE, HOST_KEY, ClientChannel, SSHPair
 from vmconsole.config import SSH, Config, Limits
 from vmconsole.errors import ConfigError
 from vmconsole.ssh.algorithms import choose_algorithms, choose_all_algorithms
+from vmconsole.ssh.factory import ConsoleSSHFactory
 from vmconsole.ssh.hostkeys import HostKeys
 from vmconsole.ssh.transport import ConsoleTransport, Tries
 
@@ -154,15 +155,33 @@ class LogTests(SynchronousTestCase):
 
     def test_errors(self) -> None:
         """An error is one line, however long it is, and whatever is in it."""
+        for login in (False, True):
+            events = Events()
+            self.patch(ConsoleTransport, "log", Logger("transport", observer=events))
+            self.patch(ConsoleSSHFactory, "_log", Logger("factory", observer=events))
+            pair = SSHPair()
+            if login:
+                pair.login()
+            pair.server.broken_packet(ValueError("\x1b[2J\n" * 10000))
+            [event] = events.seen
+            line = formatEvent(event)
+            self.assertLess(len(line), 1000)
+            self.assertTrue(line.isprintable())
+            self.assertIn("192.0.2.7 broke the protocol", line)
+
+    def test_strangers_errors(self) -> None:
+        """Before the login anybody may cause errors: the first of a kind is a line, and those
+        that follow are counted in another one."""
         events = Events()
-        self.patch(ConsoleTransport, "log", Logger("transport", observer=events))
+        self.patch(ConsoleSSHFactory, "_log", Logger("factory", observer=events))
         pair = SSHPair()
-        pair.server.broken_packet(ValueError("\x1b[2J\n" * 10000))
-        [event] = events.seen
-        line = formatEvent(event)
-        self.assertLess(len(line), 1000)
-        self.assertTrue(line.isprintable())
-        self.assertIn("192.0.2.7 broke the protocol", line)
+        for _ in range(5):
+            pair.beside().server.broken_packet(ValueError("odd"))
+        self.assertEqual(len(events.seen), 1)
+        pair.clock.advance(10)
+        pair.beside().server.broken_packet(ValueError("odd"))
+        self.assertIn("and 4 more like it", formatEvent(events.seen[-1]))
+        self.assertEqual(len(events.seen), 2)
 
     def test_our_own(self) -> None:
         """An error that is no client's doing is told with its traceback."""

@@ -204,7 +204,7 @@ class Admission:
         state, entry.state = entry.state, State.GONE
         self._open -= 1
         self._unauthenticated.pop(entry, None)
-        if state is State.SERVED and failed and entry.source is not None:
+        if state is State.SERVED and failed and not entry.dropped and entry.source is not None:
             self._failed(entry.source)
         if state not in (State.ACCEPTED, State.REFUSED):
             # The last: a source without connections may be forgotten.

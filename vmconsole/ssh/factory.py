@@ -9,10 +9,12 @@ from twisted.conch.ssh import factory
 from twisted.cred.portal import Portal
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEndpoint
+from twisted.logger import Logger
 
 from vmconsole.audit import Audit
 from vmconsole.config import Config
 from vmconsole.errors import ConfigError
+from vmconsole.refusals import Refusals
 from vmconsole.ssh.admission import Admission
 from vmconsole.ssh.algorithms import Algorithms, choose_all_algorithms
 from vmconsole.ssh.auth import UserAuth
@@ -31,6 +33,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
     """
 
     noisy = False
+    _log = Logger()
     protocol = ConsoleTransport
     services = {  # noqa: RUF012 - Conch's own way to say it
         b"ssh-userauth": UserAuth,
@@ -57,6 +60,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
         self.settings = config.ssh
         self.admission = admission
         self.handshakes = Handshakes(clock)
+        self.refusals = Refusals(self._log, clock)
         self.session_counts = SessionCounts(config.limits.sessions_per_user, clock)
         # Conch would say for each connection that it has none; group exchange is not offered.
         self.primes = {0: []}

@@ -357,12 +357,17 @@ class ConsoleTransport(PacketTransport):
             self._grace = None
 
     def _protocol_error(self, what: str, error: Exception) -> None:
-        self.log.info(
-            "session {session}: {address} broke the protocol: {what}",
-            session=self.session_id,
-            address=self.address,
-            what=printable(what),
-        )
+        what = printable(what)
+        if self._login is None:
+            # Strangers may do so as often as they like.
+            self.factory.refusals.tell(f"{self.address} broke the protocol", what)
+        else:
+            self.log.info(
+                "session {session}: {address} broke the protocol: {what}",
+                session=self.session_id,
+                address=self.address,
+                what=what,
+            )
         reason, text = transport.DISCONNECT_PROTOCOL_ERROR, "protocol error"
         if isinstance(error, NothingInCommonError):
             reason, text = transport.DISCONNECT_KEY_EXCHANGE_FAILED, error.text
