@@ -330,6 +330,18 @@ class UserTests(GuardTestCase):
 
         self.compare(harm, MIB // 2, SessionChannel, "request_env", keep)
 
+    def test_terminal(self) -> None:
+        """The name of a terminal that is as long as a packet: the beginning is kept."""
+
+        def harm() -> float:
+            client = self.user()
+            channel = client.open_session()
+            client.request(channel, b"pty-req", NS(b"x" * 200000) + bytes(16) + NS(b""))
+            [opened] = client.server.service.channels.values()
+            return len(opened.terminal)
+
+        self.compare(harm, 64, session, "_LONGEST_TERMINAL", MIB)
+
     def test_unknown_channels(self) -> None:
         """Data for channels that are not there: the first ends the connection, cleanly."""
 

@@ -39,6 +39,8 @@ MAX_WAITING_OUTPUT = 65536
 _JOINED = 4096
 _MAX_PACKET = 32768
 _LARGEST_WINDOW = 0xFFFFFFFF
+# Of a TERM: none that terminfo knows is longer.
+_LONGEST_TERMINAL = 64
 _STDOUT = 0
 
 
@@ -90,7 +92,7 @@ class SessionChannel(channel.SSHChannel):
             return False
         terminal, rest = getNS(data)
         self._resize(rest)
-        self.terminal = terminal.decode("ascii", "replace")
+        self.terminal = terminal[:_LONGEST_TERMINAL].decode("ascii", "replace")
         limit = self.conn.transport.factory.limits.idle
         if limit and self._idle is None:
             self._idle = IdleTimer(self._clock, limit, self._warn, self._end_idle)
