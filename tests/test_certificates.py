@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.conch.ssh import userauth
 from twisted.conch.ssh.common import NS
 from twisted.conch.ssh.keys import Key
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -163,6 +164,22 @@ class LoginTests(CertificateTestCase):
             self.assertEqual(self.pair.events.named("login_accepted")[-1]["user_id"], user.id)
         self.assertEqual(self.pair.auth.banners, [])
 
+    def test_work(self) -> None:
+        """The CA's signature, which takes time, is verified once for each request."""
+        verified: list[None] = []
+        verify = certificates.Certificate.verify
+
+        def counted(certificate: certificates.Certificate) -> None:
+            verified.append(None)
+            verify(certificate)
+
+        self.patch(certificates.Certificate, "verify", counted)
+        blob = issue(CA, KEY)
+        self.assertEqual(self.query(blob), [PK_OK])
+        self.assertEqual(len(verified), 1)
+        self.assertEqual(self.sign(blob), [SUCCESS])
+        self.assertEqual(len(verified), 2)
+
     def test_first_principal(self) -> None:
         """Of several principals the first that is a user's name counts, in the certificate's
         order; one that is no text is none, and not Latin-1, either."""
@@ -244,6 +261,17 @@ class RefusalTests(CertificateTestCase):
         self.assertIn("its CA did not sign it", self.reason())
         changed = issue(CA, KEY, principals=[b"nobody"]).replace(b"nobody", b"root@x")
         self.assertEqual(self.refused(changed), [])
+
+    def test_ca_goes_while_the_engine_thinks(self) -> None:
+        """A CA that is no longer trusted when the engine has answered lets nobody in."""
+        self.pair.advance(10)
+        self.pair.engine.keys_gate = Deferred()
+        self.assertEqual(self.sign(issue(CA, KEY)), [])
+        self.trusted(ed25519_key())
+        self.successResultOf(self.pair.trust.reload())
+        self.pair.engine.keys_gate.callback(None)
+        self.assertEqual(self.answers(), [FAILURE])
+        self.assertEqual(self.reason(), "the certificate is of no CA that is trusted here")
 
     def test_validity(self) -> None:
         """Before its first moment and from its last on it does not let in, and its user is told

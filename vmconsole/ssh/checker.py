@@ -134,12 +134,15 @@ class EngineKeyChecker:
         signature_algorithm, certificate = _acceptable_certificate(
             credentials.algName, credentials.blob
         )
+        self._demand_trust(certificate)
+        _demand_signature(certificate)
         self._judge(certificate, credentials.address)
         owner = await self._permissions.user_named(certificate.names)
         if owner is None:
             shown = printable(", ".join(certificate.names), _SHOWN)
             raise NotHere(f"the engine knows no user by the certificate's principals: {shown}")
         # While the engine was asked, it may have been revoked, or come to its end.
+        self._demand_trust(certificate)
         self._judge(certificate, credentials.address)
         if credentials.signature is None:
             raise ValidPublicKey
@@ -150,19 +153,25 @@ class EngineKeyChecker:
         if self._trust.revoked.revokes_key(blob):
             raise NotHere("the key has been revoked")
 
-    def _judge(self, certificate: Certificate, address: str) -> None:
+    def _demand_trust(self, certificate: Certificate) -> None:
         if certificate.ca not in self._trust.authorities:
             raise UnauthorizedLogin("the certificate is of no CA that is trusted here")
-        try:
-            certificate.verify()
-        except CertificateError as error:
-            raise UnauthorizedLogin(f"the certificate cannot be used: {error}") from error
+
+    def _judge(self, certificate: Certificate, address: str) -> None:
         if self._trust.revoked.revokes(certificate):
             raise NotHere("the certificate has been revoked")
         try:
             check_user_certificate(certificate, address, self._clock.seconds())
         except CertificateRefused as error:
             raise NotHere(str(error)) from error
+
+
+def _demand_signature(certificate: Certificate) -> None:
+    # Before anything in it is gone by, or told; and once, since it takes time.
+    try:
+        certificate.verify()
+    except CertificateError as error:
+        raise UnauthorizedLogin(f"the certificate cannot be used: {error}") from error
 
 
 def _acceptable_certificate(algorithm: bytes, blob: bytes) -> tuple[bytes, Certificate]:
