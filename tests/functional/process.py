@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ class Child(ProcessProtocol):
         self.errors = b""
         self.status: int | None = None
         """The exit status; negative: the signal that ended it."""
+        self._terminal: int | None = None
         self._mark = 0
         self._waiting: tuple[re.Pattern[bytes], Deferred[re.Match[bytes]], Any] | None = None
         self._ended: list[Deferred[int]] = []
@@ -52,11 +54,14 @@ class Child(ProcessProtocol):
         """Start it; with ``terminal`` on a pty of 80 by 24."""
         self._reactor = reactor
         environ = {**os.environ, **(env or {})}
-        reactor.spawnProcess(
-            self, command[0], list(command), env=environ, usePTY=terminal, path=cwd
-        )
+        use_pty: Any = False
         if terminal:
-            ioctl(self.transport.fileno(), TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+            use_pty = *pty.openpty(), ""
+            ioctl(use_pty[0], TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+            # A terminal outlives its programs. This one would go, with a SIGHUP, as soon as the
+            # program closes it, which some do before they end.
+            self._terminal = os.dup(use_pty[1])
+        reactor.spawnProcess(self, command[0], list(command), env=environ, usePTY=use_pty, path=cwd)
         return self
 
     def outReceived(self, data: bytes) -> None:
@@ -65,6 +70,10 @@ class Child(ProcessProtocol):
 
     def errReceived(self, data: bytes) -> None:
         self.errors += data
+
+    def processExited(self, reason: Failure) -> None:
+        if self._terminal is not None:
+            os.close(self._terminal)
 
     def processEnded(self, reason: Failure) -> None:
         value: Any = reason.value
