@@ -260,6 +260,9 @@ class SSHPair:
             # Output that is gathered waits for some milliseconds.
             self.clock.advance(0.005)
             self.pump.flush()
+        while self.server._resting:
+            self.clock.advance(0)
+            self.pump.flush()
 
     def advance(self, seconds: float) -> None:
         """Time passes."""

@@ -275,13 +275,14 @@ class NamesTests(KeysTestCase):
             self.assertIsNone(self.named(name), name)
 
     def test_shared(self) -> None:
-        """A name that two users have is nobody's, in whatever order they come; one user with
-        several keys, or told twice, is one."""
+        """A name that two users have is nobody's, in whatever order they come, which is said when
+        no other name is somebody's; one user with several keys, or told twice, is one."""
         carol, other = User("3", "carol"), AuthorizedKey("4", "carol", b"another")
         for users in ([carol, other], [other, carol], [carol, other, carol]):
             self.remember()
             self.engine.keys = [ALICE, *users]
-            self.assertIsNone(self.named("carol"))
+            text = self.failure(self.keys.user_named(["x", "carol"]), KeyRefused)
+            self.assertEqual(text, "several users are called carol")
             self.assertEqual(self.named("carol", "alice@internal"), "1")
         self.remember()
         self.engine.keys = [carol, carol, AuthorizedKey("3", "carol", b"x"), ALICE, ALICE]

@@ -329,10 +329,16 @@ class RefusalTests(CertificateTestCase):
         self.assertIn("knows no user", self.refused(issue(CA, KEY, principals=names))[0])
 
     def test_shared_name(self) -> None:
-        """A name that two users have is nobody's."""
+        """A name that two users have is nobody's, and its owner is told so."""
         self.pair.engine.keys.append(User("u-other", ALICE.name))
         self.pair.advance(10)
-        self.assertIn("knows no user", self.refused(issue(CA, KEY))[0])
+        self.assertEqual(
+            self.refused(issue(CA, KEY)),
+            [
+                "[vmconsole: the certificate is nobody's: several users are called "
+                f"{ALICE.name}]\r\n"
+            ],
+        )
 
     def test_source_address(self) -> None:
         """source-address is honoured, networks and addresses, IPv6 and its form of IPv4."""
@@ -546,7 +552,13 @@ class SessionTests(CertificateTestCase):
         """A user who is gone from the engine is found by name, and their sessions end; so they do
         when somebody else has the name. Until then they go on, though their key is none of the
         engine's."""
-        for now in ([], [User("u-other", BOB.name)], [BOB, User("u-other", BOB.name)]):
+        unknown = "the engine does not know its user"
+        shared = f"several users are called {BOB.name}"
+        for now, why in (
+            ([], unknown),
+            ([User("u-other", BOB.name)], unknown),
+            ([BOB, User("u-other", BOB.name)], shared),
+        ):
             self.make()
             self.login(issue(CA, KEY, principals=[BOB.name.encode()]))
             channel = self.pair.run(b"vm1", pty=True)
@@ -555,7 +567,7 @@ class SessionTests(CertificateTestCase):
             self.assertIsNone(channel.status)
             self.pair.engine.keys[:] = [AuthorizedKey("u", "u", ALICE_KEY.public().blob()), *now]
             self.pair.advance(RECHECK)
-            line = b"Your certificate no longer lets you in: the engine does not know its user."
+            line = f"Your certificate no longer lets you in: {why}.".encode()
             self.assertIn(line, channel.output + channel.error)
             self.assertEqual(len(self.pair.events.named("revoked")), 1)
 

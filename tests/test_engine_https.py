@@ -179,7 +179,7 @@ class ListenTests(ConfiguredTestCase):
 
     def test_no_endpoint(self) -> None:
         """What is no endpoint is told, with what would be."""
-        for listen in ("tcp:x", "tcp", "tcp:1:certKey=a", "ssl:1:privateKey=a", "ssl:"):
+        for listen in ("tcp:x", "tcp", "tcp:1:certKey=a", "ssl:1:privateKey=a", "ssl:", "ssl:1\\"):
             settings = self.config(listen)
             error = self.assertRaises(ConfigError, https_endpoint, reactor, settings)
             self.assertIn(f"engine.embedded.listen = {listen!r}", str(error))

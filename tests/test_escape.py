@@ -13,12 +13,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from vmconsole.console.escape import Command, EscapeScanner, SysRq, escape_name
 
 PREFIX = 0x1D
-# Bytes in which the prefix and its keys are frequent enough to meet.
+# Bytes in which the prefix and its keys are frequent enough to meet; fewer commands than count.
 typed = st.lists(
     st.one_of(
         st.sampled_from([b"\x1d", b"\x1ds", b"s", b"h", b".", b"?"]),
         st.binary(min_size=1, max_size=3),
-    )
+    ),
+    max_size=10,
 ).map(b"".join)
 # What the user is promised.
 KEYS = {
@@ -110,6 +111,16 @@ class EscapeTests(SynchronousTestCase):
         self.assertTrue(scanner.pending)
         self.assertEqual(scanner.feed(b"."), [Command.LEAVE])
         self.assertFalse(scanner.pending)
+
+    def test_many(self) -> None:
+        """Of many commands at once sixteen count, and those that leave; all data does."""
+        for leave, command in ((b".", Command.LEAVE), (b"m", Command.MENU)):
+            found = EscapeScanner(PREFIX).feed(b"a\x1d?" * 20 + b"\x1d" + leave + b"b")
+            self.assertEqual(found, [b"a", Command.HELP] * 16 + [b"aaaa", command, b"b"])
+
+    def test_doubled_often(self) -> None:
+        """What is data stays in one piece, however often the prefix is in it."""
+        self.assertEqual(EscapeScanner(PREFIX).feed(b"a\x1d\x1d" * 1000), [b"a\x1d" * 1000])
 
     def test_none(self) -> None:
         """Without a prefix every byte is data."""

@@ -178,7 +178,7 @@ class BackTests(FollowTestCase):
                 self.type(channel, b"ls")
                 self.assertEqual(self.new(channel), b"\x07" + line(NOWHERE))
                 self.type(channel, b"\r\x1dz\x1d\x1d")
-                self.assertEqual(self.new(channel), b"\x07" * 3)
+                self.assertEqual(self.new(channel), b"\x07")
             self.back()
             for channel in channels:
                 self.assertEqual(self.lines(channel), [BACK])

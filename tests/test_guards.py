@@ -170,6 +170,23 @@ class UserTests(GuardTestCase):
 
         self.compare(harm, 200, packets, "_PACKETS_A_TURN", MIB)
 
+    def test_large_packets(self) -> None:
+        """Large packets in one piece: likewise, so many bytes."""
+
+        def harm() -> float:
+            client = self.user()
+            heard = client.server.heard
+            large = (client.sealed(IGNORE, NS(bytes(16000))) for _ in range(100))
+            client.server.dataReceived(b"".join(large))
+            at_once = client.server.heard - heard
+            for _ in range(40):
+                self.turn()
+            self.assertEqual(client.server.heard - heard, 100)
+            self.assertTrue(client.wire.reading)
+            return int(at_once)
+
+        self.compare(harm, 3, packets, "_BYTES_A_TURN", 100 * MIB)
+
     def test_extensions(self) -> None:
         """A list of extensions, the reading of which would take time by its square."""
 

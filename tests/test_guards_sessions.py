@@ -14,6 +14,7 @@ from tests.fakes import console
 from tests.guard_kit import GuardTestCase
 from tests.rawclient import CHANNEL_DATA, CHANNEL_OPEN, CHANNEL_REQUEST, RawClient
 from tests.sshpair import ALICE, PTY
+from vmconsole.console import console_session, escape, menu
 from vmconsole.ssh import packets, session
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.ssh.transport import ConsoleTransport
@@ -321,6 +322,48 @@ class SessionGuardTests(GuardTestCase):
             return opened._waiting_output
 
         self.compare(harm, session.MAX_WAITING_OUTPUT, SessionChannel, "flush", unheld)
+
+    def keys(self, line: bytes, keys: bytes) -> tuple[int, int]:
+        """How often a user was written to for the keys of one packet, and how much its guest got.
+
+        The line is the shell, which is the menu, or a VM."""
+        self.pair.engine.vms[ALICE.id] = [console("vm1"), console("vm2")]
+        client = self.user()
+        channel = client.open_session()
+        client.request(channel, b"pty-req", PTY)
+        client.request(channel, b"exec" if line else b"shell", NS(line) if line else b"")
+        self.pair.clock.advance(0.005)
+        [opened] = client.server.service.channels.values()
+        written: list[bytes] = []
+        undo = self.patch(opened, "write", written.append)
+        client.send(CHANNEL_DATA, struct.pack(">L", channel) + NS(keys))
+        self.pair.clock.advance(0)
+        undo.restore()
+        return len(written), sum(len(guest.typed) for guest in self.pair.guests.opened)
+
+    def test_keys_for_the_menu(self) -> None:
+        """A packet full of keys that are no answer: they are echoed together."""
+
+        def harm() -> float:
+            return self.keys(b"", b"x" * 32000)[0]
+
+        self.compare(harm, 20, menu, "_PIECE", 1)
+
+    def test_keys_for_help(self) -> None:
+        """A packet full of questions for help: there is one answer."""
+
+        def harm() -> float:
+            return self.keys(b"vm1", b"\x1d?" * 16000)[0]
+
+        self.compare(harm, 2, console_session, "HELP_AFTER", 0)
+
+    def test_commands(self) -> None:
+        """A packet full of commands: few are obeyed."""
+
+        def harm() -> float:
+            return self.keys(b"vm1", b"\x1dz" * 16000)[1]
+
+        self.compare(harm, 1000, escape, "_MOST_COMMANDS", 1 << 30)
 
 
 def unheld(channel: SessionChannel) -> None:

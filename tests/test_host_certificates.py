@@ -216,6 +216,17 @@ class FileTests(SynchronousTestCase):
                 self.assertEqual([each.text for each in expiries], told)
                 self.assertEqual(expiries[0].expired, "expired" in said)
 
+    def test_doubts(self) -> None:
+        """One that clients may refuse, though it is in order, is told, and is no error."""
+        for changes, said in (
+            ({"principals": []}, "gateway names no host"),
+            ({"critical": {b"source-address": b"192.0.2.1"}}, "gateway has critical options"),
+        ):
+            self.certify("rsa-cert.pub", RSA, **changes)
+            [(text, fatal)] = self.findings()
+            self.assertIn(said, text)
+            self.assertFalse(fatal)
+
     def test_check_tells_all(self) -> None:
         """What is wrong with the CAs, the revocation list and the certificates is told together."""
         self.write("x", "x")

@@ -14,6 +14,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.fakes_libvirt import (
+    PAUSED,
+    RUNNING,
     SHUT_OFF,
     FakeConnection,
     FakeDaemon,
@@ -392,13 +394,19 @@ class NewsTests(SynchronousTestCase):
         self.assertEqual((self.observer.take(), self.daemon.connections), ([], []))
 
     def test_watched(self) -> None:
-        """So it is when the host's domains are watched, and when its connection was lost."""
+        """So it is when the host's domains are watched, and when its connection was lost; those
+        that run already when they are listed may have started while nobody listened."""
+        self.daemon.add("2", "b", state=(SHUT_OFF, 1))
+        self.daemon.add("3", "c", state=(PAUSED, 1))
         self.site.hosts.watch("node1", "")
         self.site.settle()
+        self.assertEqual(self.observer.take(), [("1", RUNS)])
         self.tell(2, 0)
         self.assertEqual(self.observer.take(), [("1", RUNS)])
         self.daemon.drop()
+        self.daemon.domains["2"].state = (RUNNING, 1)
         self.site.settle(5)
+        self.assertEqual(self.observer.take(), [("1", RUNS), ("2", RUNS)])
         self.tell(4, 0)
         self.assertEqual(self.observer.take(), [("1", RUNS)])
 

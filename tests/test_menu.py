@@ -810,10 +810,33 @@ class PasteTests(MenuTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_short_list(self) -> None:
-        """With few VMs thousands of answers cost no turn."""
+        """With few VMs hundreds of answers cost no turn, but thousands do."""
         self.show(VMS, clock=self.clock)
+        self.menu.dataReceived(b"x\r" * 300)
+        self.assertEqual(self.answers(), 300)
         self.menu.dataReceived(b"x\r" * 5000)
-        self.assertEqual(self.answers(), 5000)
+        counts = [self.answers()]
+        while self.clock.getDelayedCalls():
+            self.clock.advance(1)
+            counts.append(self.answers())
+        self.assertEqual(sum(counts), 5000)
+        self.assertLess(max(counts), 500)
+
+    def test_junk(self) -> None:
+        """What is no answer at all is echoed together, a piece in each turn."""
+        self.show(VMS, clock=self.clock)
+        self.answers()
+        written: list[bytes] = []
+        self.patch(self.transport, "write", written.append)
+        self.menu.dataReceived(b"x" * 30000)
+        self.assertLess(sum(map(len, written)), 7000)
+        turns = 0
+        while self.clock.getDelayedCalls():
+            self.clock.advance(1)
+            turns += 1
+        self.assertEqual(sum(map(len, written)), 30000)
+        self.assertLess(turns, 10)
+        self.assertLess(len(written), 20)
 
     def test_leaves_meanwhile(self) -> None:
         """Who goes while the input waits leaves no call behind."""

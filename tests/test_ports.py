@@ -288,7 +288,7 @@ class PauseTests(PortTestCase):
 
     def test_no_endpoint(self) -> None:
         """What is no endpoint is an error of the configuration, behind haproxy: as well."""
-        for description in ("2222", "haproxy:", "haproxy:nonsense:1"):
+        for description in ("2222", "haproxy:", "haproxy:nonsense:1", "tcp:2222\\"):
             with self.assertRaises(ConfigError) as caught:
                 make_port(self.reactor, description, self.servers)
             self.assertIn("ssh.listen", str(caught.exception))

@@ -588,24 +588,36 @@ class FlowTests(SessionTestCase):
         self.assertLessEqual(len(server._waiting_input), 2 * 131072)
 
     def test_own_answers_are_bounded(self) -> None:
-        """A client that takes no output, but has the menu and the help answer on and on, is held
-        by its window; when it reads again, all goes on."""
+        """A client that takes no output, but has the menu answer on and on, is held by its window;
+        when it reads again, all goes on."""
         window = 8192
         self.pair.server.avatar.channelLookup[b"session"] = partial(
             SessionChannel, clock=self.pair.clock, localWindow=window
         )
-        for line, keys in ((b"", b"x\r"), (b"vm1", b"\x1d?")):
-            channel = self.pair.run(line, pty=True, window=10, reads_no_more=True)
-            self.pair.type(channel, keys * 10000)
-            server = list(self.pair.server.service.channels.values())[-1]
-            self.assertTrue(server.held)
-            self.assertLessEqual(20000 - len(channel.buf), 2 * window)
-            self.assertLess(len(server._output), 500)
-            for _ in range(100):
-                self.pair.connection.grant(channel, 1 << 20)
-                self.pair.flush()
-            self.assertEqual(channel.buf, b"")
-            self.assertFalse(server.held)
+        channel = self.pair.run(pty=True, window=10, reads_no_more=True)
+        self.pair.type(channel, b"x\r" * 10000)
+        server = list(self.pair.server.service.channels.values())[-1]
+        self.assertTrue(server.held)
+        self.assertLessEqual(20000 - len(channel.buf), 2 * window)
+        self.assertLess(len(server._output), 500)
+        for _ in range(100):
+            self.pair.connection.grant(channel, 1 << 20)
+            self.pair.flush()
+        self.assertEqual(channel.buf, b"")
+        self.assertFalse(server.held)
+
+    def test_help_is_bounded(self) -> None:
+        """Somebody who asks for the help on and on gets it, then the bell for each packet, and the
+        help again a second later."""
+        channel = self.connected()
+        helps = []
+        for seconds in (0.0, 0.1, 1.0):
+            self.pair.advance(seconds)
+            channel.output = b""
+            self.pair.type(channel, b"\x1d?" * 10000)
+            helps.append(channel.output.count(b"and then: . leave"))
+            self.assertIn(channel.output.count(b"\x07"), range(1, 10))
+        self.assertEqual(helps, [1, 0, 1])
 
     def test_dead_reader_is_closed(self) -> None:
         """A session whose client takes no output ends some seconds after it is over."""

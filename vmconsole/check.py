@@ -13,7 +13,7 @@ from vmconsole.engine.credentials import HOST_CERTIFICATES, host_expiries
 from vmconsole.errors import ConfigError
 from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.ssh.algorithms import choose_all_algorithms
-from vmconsole.ssh.certificates import moment
+from vmconsole.ssh.certificates import Certificate, moment
 from vmconsole.ssh.factory import make_endpoint
 from vmconsole.ssh.hostkeys import HostKeys, load_host_certificates, load_host_keys
 from vmconsole.ssh.trust import (
@@ -50,12 +50,21 @@ def _check_ssh(config: Config, now: datetime) -> Iterator[Finding]:
     for expiry in host_certificate_expiries(host_keys, now):
         yield Finding(expiry.text, fatal=False)
     for certificate in host_keys.certificates:
-        if now.timestamp() < certificate.valid_after:
+        for doubt in _doubts(certificate, now):
             yield Finding(
-                f"ssh.host_certificates: {printable_bytes(certificate.id, 80)} is not valid "
-                f"before {moment(certificate.valid_after)}.",
+                f"ssh.host_certificates: {printable_bytes(certificate.id, 80)} {doubt}.",
                 fatal=False,
             )
+
+
+def _doubts(certificate: Certificate, now: datetime) -> Iterator[str]:
+    """Why clients may not take a host's certificate that is in order."""
+    if now.timestamp() < certificate.valid_after:
+        yield f"is not valid before {moment(certificate.valid_after)}"
+    if not certificate.principals:
+        yield "names no host, and clients may refuse it (ssh-keygen -n HOSTNAME)"
+    if certificate.critical_options:
+        yield "has critical options, with which OpenSSH's client refuses it"
 
 
 def _check_endpoints(config: Config) -> None:

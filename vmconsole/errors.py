@@ -24,7 +24,7 @@ class EngineUnreachable(EngineError):
 
 
 class KeyRefused(VMConsoleError):
-    """The key is known, and its options do not let it in here or now."""
+    """The key, or name, is known, and does not let in here or now. The text is no sentence."""
 
 
 class ConsoleError(VMConsoleError):

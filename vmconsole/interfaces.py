@@ -130,7 +130,8 @@ class IPermissions(Interface):
 
     async def user_named(names: Sequence[str]) -> KeyOwner | None:
         """The first of ``names``, in their order, that is exactly the name of one user; None:
-        none is. A name that several users have is nobody's. Raises EngineError."""
+        none is. Raises KeyRefused when there is no such name, but one that several users have,
+        EngineError."""
 
     async def consoles(user_id: str, fresh: bool = False) -> ConsoleList:
         """The consoles that the user may open. ``fresh`` passes by what is remembered of an

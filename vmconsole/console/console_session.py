@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -78,6 +79,8 @@ class ConsoleSession(Protocol):
         self._connecting: Deferred[Attachment] | None = None
         self._told_connecting = False
         self._told_refusal = False
+        self._rang = False
+        self._helped_at = -math.inf
         self._waits_for = ""
         self._guest_control = GuestControl(pool, clock, self._say, self._refuse)
         self._attachment: Attachment | None = None
@@ -211,6 +214,7 @@ class ConsoleSession(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """The user typed."""
         self._stop_hint()
+        self._rang = False
         if self._told_connecting and self._attachment is None and _CTRL_C in data:
             self._leave(f"You gave up {self._name}.")
             return
@@ -252,7 +256,7 @@ class ConsoleSession(Protocol):
                 self._leave(f"You {did} {self._name}.")
             case Command.WHO | Command.REPLAY if self._attachment and self._attachment.is_behind:
                 # Much to show for a key: once the user has taken what there is.
-                self.transport.write(_BELL)
+                self._ring()
             case Command.WHO if self._attachment is not None:
                 self._say(*describe_all(self._attachment.console, self._clock.seconds()))
             case Command.TAKE if self._attachment is not None:
@@ -268,6 +272,8 @@ class ConsoleSession(Protocol):
                 self.send_break()
             case SysRq(key) if self._attachment is not None:
                 self._guest_control.send_sysrq(self._attachment, key)
+            case _ if self._clock.seconds() - self._helped_at < HELP_AFTER:
+                self._ring()
             case _:
                 self._tell_help()
 
@@ -323,10 +329,16 @@ class ConsoleSession(Protocol):
             self._refuse(partial(attachment.console.keyboard.refuse, attachment))
 
     def _refuse(self, tell: Callable[[], None]) -> None:
-        self.transport.write(_BELL)
+        self._ring()
         if not self._told_refusal:
             self._told_refusal = True
             tell()
+
+    def _ring(self) -> None:
+        # Once for what came together, of which there may be much.
+        if not self._rang:
+            self._rang = True
+            self.transport.write(_BELL)
 
     def _leave_when_quiet(self, attachment: Attachment) -> None:
         why = f"The input ended; you left {self._name}."
@@ -344,6 +356,7 @@ class ConsoleSession(Protocol):
 
     def _tell_help(self) -> None:
         if self._escape is not None:
+            self._helped_at = self._clock.seconds()
             key = escape_name(self._escape)
             self._say(
                 f"{key} and then: . leave, m menu, w who is here, t take, ask for or give the "

@@ -40,6 +40,9 @@ _COMMANDS = {
     ord("?"): Command.HELP,
 }
 _SYSRQ = ord("s")
+_LEAVING = (Command.LEAVE, Command.MENU)
+# Nobody types so many at once, and each may take some of everybody's time.
+_MOST_COMMANDS = 16
 
 
 class EscapeScanner:
@@ -57,24 +60,35 @@ class EscapeScanner:
         self._sysrq = False
 
     def feed(self, data: bytes) -> list[bytes | Command | SysRq]:
-        """What ``data`` means, in order; however the input is split, the result is the same."""
+        """What ``data`` means, in order. However the input is split, the result is the same, as
+        long as there are few commands in it: of more the first sixteen count, and those that
+        leave."""
         if self._escape is None:
             return [data] if data else []
         found: list[bytes | Command | SysRq] = []
-        start = 0
+        typed = bytearray()
+        commands = start = 0
         while start < len(data):
-            if self.pending:
-                meant = self._key(data[start])
-                if meant is not None:
-                    found.append(meant)
-                start += 1
+            if not self.pending:
+                at = data.find(self._escape, start)
+                end = len(data) if at < 0 else at
+                typed += data[start:end]
+                self.pending = at >= 0
+                start = end + 1
                 continue
-            at = data.find(self._escape, start)
-            end = len(data) if at < 0 else at
-            if end > start:
-                found.append(data[start:end])
-            self.pending = at >= 0
-            start = end + 1
+            meant = self._key(data[start])
+            start += 1
+            if isinstance(meant, bytes):
+                typed += meant
+            elif meant is not None:
+                commands += 1
+                if commands <= _MOST_COMMANDS or meant in _LEAVING:
+                    if typed:
+                        found.append(bytes(typed))
+                        typed.clear()
+                    found.append(meant)
+        if typed:
+            found.append(bytes(typed))
         return found
 
     def _key(self, key: int) -> bytes | Command | SysRq | None:

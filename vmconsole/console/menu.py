@@ -32,6 +32,11 @@ ROWS, COLUMNS = 24, 80
 _MOST_ROWS, _MOST_COLUMNS = 200, 500
 # VMs to look through, some 10 ms, until everybody else has a turn.
 _A_TURN = 50000
+# Bytes of input that are read at once; and what each of them counts, and each answer, as a look at
+# so many VMs.
+_PIECE = 2048
+_LOOKS_A_BYTE = 10
+_LOOKS_A_PIECE = 100
 # More than anybody types; longer input rings the bell.
 _LONGEST_LINE = 300
 # What may be answered with more than an echo, for page keys their last byte; in UTF-8 these bytes
@@ -198,6 +203,7 @@ class MenuProtocol(Protocol):
         self._line = ""
         self._escape = ""
         self._waiting = bytearray()
+        self._shown: list[str] = []
         self._reading = False
         self._full = False
         self._input_ended = False
@@ -252,11 +258,13 @@ class MenuProtocol(Protocol):
         self._reading = True
         at = 0
         while at < len(self._waiting) and not (self._answer or self._full or self._next_turn):
-            end = _ANSWERED.search(self._waiting, at)
-            piece = self._waiting[at : end.end() if end else None]
+            end = _ANSWERED.search(self._waiting, at, at + _PIECE)
+            piece = self._waiting[at : end.end() if end else at + _PIECE]
             at += len(piece)
             for char in self._decoder.decode(piece):
                 self._typed(char)
+            self._flush()
+            self._look_at(len(piece) * _LOOKS_A_BYTE + _LOOKS_A_PIECE)
         del self._waiting[:at]
         self._reading = False
         if self._answer is not None:
@@ -269,9 +277,10 @@ class MenuProtocol(Protocol):
         elif at:
             cast(IPushProducer, self.transport).resumeProducing()
 
-    def _look_through(self) -> None:
-        self._looked_at += len(self._menu)
-        if self._clock is not None and self._looked_at > _A_TURN:
+    def _look_at(self, count: int) -> None:
+        self._looked_at += count
+        late = self._looked_at > _A_TURN and self._next_turn is None
+        if late and self._clock is not None:
             self._next_turn = self._clock.callLater(0, self._go_on)
 
     def _go_on(self) -> None:
@@ -331,7 +340,7 @@ class MenuProtocol(Protocol):
         elif answer in ("", "-"):
             self._turn(back=answer == "-")
         else:
-            self._look_through()
+            self._look_at(len(self._menu))
             try:
                 if answer[0] == "/":
                     self._menu = self._menu.filtered(answer[1:].strip())
@@ -369,4 +378,12 @@ class MenuProtocol(Protocol):
             self._next_turn = None
 
     def _show(self, text: str) -> None:
-        self.transport.write(text.replace("\n", "\r\n").encode())
+        self._shown.append(text)
+        if not self._reading:
+            self._flush()
+
+    def _flush(self) -> None:
+        # What came together is answered together: a packet has thousands of keys.
+        shown, self._shown = "".join(self._shown), []
+        if shown:
+            self.transport.write(shown.replace("\n", "\r\n").encode())

@@ -95,10 +95,13 @@ class Index:
 
     def user_named(self, names: Sequence[str]) -> User | None:
         """See IPermissions."""
-        for name in names:
-            user = self.names.get(name)
+        known = [name for name in names if name in self.names]
+        for name in known:
+            user = self.names[name]
             if user is not None:
                 return user
+        if known:
+            raise KeyRefused(f"several users are called {printable(known[0], 100)}")
         return None
 
     def owner(self, blob: bytes, address: str, now: float) -> KeyOwner | None:

@@ -78,7 +78,11 @@ class Watch:
     def look_at_key(self, index: Index, now: float) -> None:
         """Whether the key, or the name in the certificate, would let its user in now."""
         if self._blob is None:
-            named = index.user_named((self.user.name,))
+            try:
+                named = index.user_named((self.user.name,))
+            except KeyRefused as error:
+                self.revoke(f"Your certificate no longer lets you in: {error}.")
+                return
             if named is None or named.id != self.user.id:
                 self.revoke(
                     "Your certificate no longer lets you in: the engine does not know its user."

@@ -29,6 +29,7 @@ from vmconsole.hypervisor.libvirt_uri import host_uri
 from vmconsole.interfaces import (
     ConsoleInfo,
     Domain,
+    DomainState,
     GuestNews,
     IConsoleEndpoints,
     IDomainObserver,
@@ -380,6 +381,9 @@ class _Told:
 
     def domains_listed(self, host: str, domains: Sequence[Domain]) -> None:
         self._tell(lambda observer: observer.domains_listed(host, domains))
+        # Nobody heard of those that started while the host was away.
+        for each in (domain for domain in domains if domain.state is DomainState.RUNNING):
+            self._hosts._guest_changed(each.id, GuestNews(runs=True))
 
     def domain_changed(self, host: str, domain: Domain) -> None:
         self._tell(lambda observer: observer.domain_changed(host, domain))

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from twisted.conch.error import ConchError
+
 from vmconsole.config import SSH
 from vmconsole.errors import ConfigError
+
+
+class NothingInCommonError(ConchError):
+    """The client knows none of some kind of algorithms that are offered here."""
+
 
 # In order of preference. Nothing here uses SHA-1, CBC or DSA.
 KEX = (b"mlkem768x25519-sha256", b"curve25519-sha256", b"curve25519-sha256@libssh.org")
@@ -81,3 +88,15 @@ def choose_algorithms(kind: str, configured: Sequence[str]) -> list[bytes]:
                 f"ssh.{kind}: {name.decode()!r} is unknown or too weak. Possible: {possible}."
             )
     return chosen
+
+
+def agree(what: str, theirs: Sequence[bytes], ours: Sequence[bytes]) -> bytes:
+    """RFC 4253, section 7.1: the first of the client's that we have, too.
+
+    Raises NothingInCommonError, with what is offered here.
+    """
+    for name in theirs:
+        if name in ours:
+            return name
+    offered = b", ".join(ours).decode()
+    raise NothingInCommonError(f"no {what} algorithm in common; offered here: {offered}")

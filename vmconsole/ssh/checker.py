@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 from twisted.conch.error import ValidPublicKey
-from twisted.conch.ssh.common import getNS
+from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import ISSHPrivateKey, SSHPrivateKey
@@ -35,6 +35,8 @@ from vmconsole.text import printable, printable_bytes
 # Flags in a security key's signature (OpenSSH's PROTOCOL.u2f).
 _USER_PRESENT = 0x01
 _USER_VERIFIED = 0x04
+# Bytes behind the signature itself: the flags, and a counter.
+_SECURITY_KEY_TRAILER = 5
 # What a security key's application begins with, as ssh-keygen demands it: a key for the web has
 # its site's name there, and the site could have it sign.
 _APPLICATION = b"ssh:"
@@ -137,7 +139,10 @@ class EngineKeyChecker:
         self._demand_trust(certificate)
         _demand_signature(certificate)
         self._judge(certificate, credentials.address)
-        owner = await self._permissions.user_named(certificate.names)
+        try:
+            owner = await self._permissions.user_named(certificate.names)
+        except KeyRefused as error:
+            raise NotHere(f"the certificate is nobody's: {error}") from error
         if owner is None:
             shown = printable(", ".join(certificate.names), _SHOWN)
             raise NotHere(f"the engine knows no user by the certificate's principals: {shown}")
@@ -213,11 +218,18 @@ def _acceptable_key(algorithm: bytes, blob: bytes) -> Key:
 def _verify(key: Key, credentials: SSHPrivateKey, algorithm: bytes, verify_required: bool) -> None:
     signature = credentials.signature
     try:
-        named, _, rest = getNS(signature, 2)
+        named, number, rest = getNS(signature, 2)
     except struct.error as error:
         raise UnauthorizedLogin("the signature cannot be parsed") from error
     if named != algorithm:
         raise UnauthorizedLogin("the signature is not of the algorithm that was named")
+    # Conch takes strings that are cut, and what stands behind them; OpenSSH does not.
+    trailer = _SECURITY_KEY_TRAILER if key.isSecurityKey() else 0
+    if len(rest) != trailer or NS(named) + NS(number) + rest != signature:
+        raise UnauthorizedLogin("the signature is longer or shorter than it says")
+    if algorithm.startswith(b"rsa-"):
+        # RFC 8332 wants all of its leading zeros. PuTTY 0.78 leaves them out, which OpenSSH takes.
+        signature = NS(named) + NS(number.rjust((key.size() + 7) // 8, b"\0"))
     if key.isSecurityKey() and not (rest and rest[0] & _USER_PRESENT):
         raise UnauthorizedLogin("nobody touched the security key")
     if verify_required and not (rest and rest[0] & _USER_VERIFIED):

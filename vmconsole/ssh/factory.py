@@ -106,7 +106,8 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    except (ValueError, TypeError, LookupError, OSError) as error:
+    except (ValueError, TypeError, LookupError, OSError, RuntimeError) as error:
+        # The last is for a backslash at the end.
         raise ConfigError(
             f"ssh.listen: {description!r} is no Twisted endpoint (tcp:2222, "
             f"tcp:2222:interface=127.0.0.1): {error}."

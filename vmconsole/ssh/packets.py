@@ -14,7 +14,7 @@ from twisted.conch.error import ConchError
 from twisted.conch.ssh import transport
 from twisted.conch.ssh.common import NS, getNS
 
-from vmconsole.ssh.algorithms import Algorithms
+from vmconsole.ssh.algorithms import Algorithms, agree
 from vmconsole.ssh.ciphers import (
     Keys,
     NullCipher,
@@ -43,6 +43,8 @@ MAX_PACKET = 262144
 _MAX_BLOCKED = 256
 # Handled in one turn of the reactor; small ones take some milliseconds.
 _PACKETS_A_TURN = 200
+# Bytes, likewise; the last packet may go beyond.
+_BYTES_A_TURN = 32768
 _SEQUENCES = 0xFFFFFFFF
 # RFC 4344, section 3.1: long before the sequence numbers come round.
 _MAX_PACKETS = 1 << 31
@@ -54,14 +56,6 @@ _ANY_TIME = (1, 2, 3, 4)
 
 class ProtocolError(ConchError):
     """The client does what RFC 4253 forbids."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-
-class NothingInCommonError(ProtocolError):
-    """The client knows none of some kind of algorithms that are offered here."""
 
 
 class PacketTransport(transport.SSHServerTransport):
@@ -98,6 +92,7 @@ class PacketTransport(transport.SSHServerTransport):
     _held = False
     _resting = False
     _taking = False
+    _computing = False
     _packet_size: int | None = None
     _seal_name = _open_name = (b"", b"")
 
@@ -171,7 +166,7 @@ class PacketTransport(transport.SSHServerTransport):
         taken = count = 0
         try:
             while not (self._held or self.ending):
-                if count == _PACKETS_A_TURN:
+                if count == _PACKETS_A_TURN or taken >= _BYTES_A_TURN:
                     self.rest()
                     break
                 opener = self._opener
@@ -231,6 +226,9 @@ class PacketTransport(transport.SSHServerTransport):
 
     def sendDisconnect(self, reason: int, desc: bytes) -> None:
         """Section 11.1: say why, and close."""
+        if self._computing:
+            # Conch's word on a client's public value. That ends as all does that is wrong.
+            raise ProtocolError(f"key exchange: {desc!r}")
         self.sendPacket(transport.MSG_DISCONNECT, struct.pack(">L", reason) + NS(desc) + NS(b""))
         self.close()
 
@@ -304,13 +302,13 @@ class PacketTransport(transport.SSHServerTransport):
                 raise ProtocolError("KEXINIT was not the first message")
         ours = self.algorithms
         self.otherKexInitPayload = bytes((transport.MSG_KEXINIT,)) + packet
-        self.kexAlg = _agree("key exchange", names[0], ours.kex)
-        self.keyAlg = _agree("host key", names[1], ours.host_keys)
+        self.kexAlg = agree("key exchange", names[0], ours.kex)
+        self.keyAlg = agree("host key", names[1], ours.host_keys)
         self._open_name, self._seal_name = (
             _agree_packets(names[2 + way], names[4 + way], ours) for way in (0, 1)
         )
         for way in (0, 1):
-            _agree("compression", names[6 + way], _COMPRESSION)
+            agree("compression", names[6 + way], _COMPRESSION)
         if not self.exchanging:
             self.sendKexInit()
         # A guess is right when both sides like the same best (section 7).
@@ -330,14 +328,17 @@ class PacketTransport(transport.SSHServerTransport):
 
     def answer_exchange(self, packet: bytes) -> None:
         """Compute the keys, and send our part."""
+        self._computing = True
         try:
             super().ssh_KEX_DH_GEX_REQUEST_OLD(packet)
         except Exception as error:
+            self._computing = False
             self.broken_packet(error)
         self.release()
 
     def _keySetup(self, sharedSecret: bytes, exchangeHash: bytes) -> None:
         # Conch has sent our part of the exchange. What is sent from now on has the new keys.
+        self._computing = False
         first = self.sessionID is None
         if first:
             self.sessionID = exchangeHash
@@ -380,17 +381,8 @@ def _is_exchange(number: int) -> bool:
     return transport.MSG_KEXINIT <= number < _USERAUTH_FIRST
 
 
-def _agree(what: str, theirs: Sequence[bytes], ours: Sequence[bytes]) -> bytes:
-    """Section 7.1: the first of the client's that we have, too."""
-    for name in theirs:
-        if name in ours:
-            return name
-    offered = b", ".join(ours).decode()
-    raise NothingInCommonError(f"no {what} algorithm in common; offered here: {offered}")
-
-
 def _agree_packets(
     ciphers: Sequence[bytes], macs: Sequence[bytes], ours: Algorithms
 ) -> tuple[bytes, bytes]:
-    cipher = _agree("cipher", ciphers, ours.ciphers)
-    return cipher, _agree("MAC", macs, ours.macs) if needs_mac(cipher) else b""
+    cipher = agree("cipher", ciphers, ours.ciphers)
+    return cipher, agree("MAC", macs, ours.macs) if needs_mac(cipher) else b""

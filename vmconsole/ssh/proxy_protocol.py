@@ -78,6 +78,9 @@ def _read_v1(data: bytes) -> Header | None:
         return Header(None, end + 2)
     try:
         _, protocol, source, _destination, port, _destination_port = words
+        if "%" in source:
+            # ipaddress takes any text as a zone, and addresses are logged as they are.
+            raise ValueError("an address with a zone")
         if protocol == "TCP4":
             return Header(IPv4Address("TCP", str(IPv4(source)), int(port)), end + 2)
         if protocol == "TCP6":

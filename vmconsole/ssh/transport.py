@@ -17,13 +17,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from vmconsole.audit import Login
+from vmconsole.ssh.algorithms import NothingInCommonError
 from vmconsole.ssh.ciphers import BadPacketError
 from vmconsole.ssh.handshakes import ExchangeBudget
 from vmconsole.ssh.hostkeys import HostKeys
 from vmconsole.ssh.logs import conch_logger
 from vmconsole.ssh.packets import (
     MAX_PACKET,
-    NothingInCommonError,
     PacketTransport,
     ProtocolError,
 )
@@ -235,8 +235,8 @@ class ConsoleTransport(PacketTransport):
 
     def broken_packet(self, error: Exception) -> None:
         """A packet could not be handled: end this connection, and no other."""
-        if isinstance(error, ProtocolError):
-            self._protocol_error(error.text, error)
+        if isinstance(error, ProtocolError | NothingInCommonError):
+            self._protocol_error(str(error), error)
         elif isinstance(error, _CLIENTS_DOING):
             self._protocol_error(repr(error), error)
         else:
@@ -370,7 +370,7 @@ class ConsoleTransport(PacketTransport):
             )
         reason, text = transport.DISCONNECT_PROTOCOL_ERROR, "protocol error"
         if isinstance(error, NothingInCommonError):
-            reason, text = transport.DISCONNECT_KEY_EXCHANGE_FAILED, error.text
+            reason, text = transport.DISCONNECT_KEY_EXCHANGE_FAILED, str(error)
         elif isinstance(error, BadPacketError) and error.mac:
             reason, text = transport.DISCONNECT_MAC_ERROR, str(error)
         self.sendDisconnect(reason, text.encode())

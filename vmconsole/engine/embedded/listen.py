@@ -62,7 +62,8 @@ def https_endpoint(reactor: Any, config: Config) -> IStreamServerEndpoint | None
     try:
         # TLS is ours to add: its certificates change.
         endpoint: IStreamServerEndpoint = serverFromString(reactor, re.sub(r"^ssl:", "tcp:", text))
-    except (ValueError, TypeError, LookupError, OSError) as error:
+    except (ValueError, TypeError, LookupError, OSError, RuntimeError) as error:
+        # The last is for a backslash at the end.
         raise ConfigError(
             f"engine.embedded.listen = {text!r} is no Twisted endpoint (tcp:8443, "
             f"tcp:8443:interface=127.0.0.1): {error}."
