@@ -11,6 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from tests.fuzz.balancer import proxy_program
+from tests.fuzz.crowd import CrowdPlay
+from tests.fuzz.crowds import crowd_program
 from tests.fuzz.grammar import Grammar, login_program, session_program
 from tests.fuzz.handshakes import bytes_program, handshake_program
 from tests.fuzz.keyring import Known, make_ring
@@ -19,6 +22,7 @@ from tests.fuzz.peer import Runaway
 from tests.fuzz.play import Finding, Play
 from tests.fuzz.repeats import repeated_program
 from tests.fuzz.steps import Program
+from tests.fuzz.texts import TextPlay, texts_program
 from tests.fuzz.watchdog import cpu_limit
 from tests.fuzz.world import World
 
@@ -28,8 +32,21 @@ LAYERS: dict[str, Callable[[Grammar, int], Program]] = {
     "login": login_program,
     "session": session_program,
     "repeat": repeated_program,
+    "proxy": proxy_program,
+    "crowd": crowd_program,
+    "texts": texts_program,
 }
-_LENGTHS = {"bytes": 12, "handshake": 10, "login": 60, "session": 150, "repeat": 0}
+# Layers whose makers put in all the mistakes by themselves.
+_UNCHANGED = {"repeat", "crowd", "texts"}
+_LENGTHS = {
+    **{"bytes": 12, "handshake": 10, "login": 60, "session": 150, "repeat": 0},
+    **{"proxy": 12, "crowd": 250, "texts": 30},
+}
+# Who plays a program, by its first step.
+_PLAYS: dict[str, Callable[[World, Counter[str]], Any]] = {
+    "crowd": CrowdPlay,
+    "texts": TextPlay,
+}
 # How often a step has a mistake in it: whole runs by the book find what one with a mistake in its
 # first line never gets to.
 _RATES = (0.0, 0.0, 0.005, 0.02, 0.2)
@@ -92,15 +109,15 @@ class Campaign:
         return self._play(program)
 
     def _play(self, program: Program) -> Finding | None:
-        play = Play(self._world, self.endings)
+        play = _PLAYS.get(program[0][0], Play)(self._world, self.endings)
         try:
             with cpu_limit(_CPU_SECONDS):
-                finding = play.run(program)
+                finding: Finding | None = play.run(program)
         except Runaway as runaway:
             finding = Finding("runaway", str(runaway))
         self.packets += play.packets
-        self.connections += 1
-        self._alive.append(weakref.ref(play.server))
+        self.connections += len(play.servers)
+        self._alive += map(weakref.ref, play.servers)
         del play
         if finding is None and len(self._alive) >= _GENERATION:
             finding = self._look_at_generation()
@@ -110,10 +127,10 @@ class Campaign:
 
     def _look_at_generation(self) -> Finding | None:
         gc.collect()
-        left = sum(each() is not None for each in self._alive)
+        count, left = len(self._alive), sum(each() is not None for each in self._alive)
         self._alive.clear()
         if left:
-            return Finding("freed", f"{left} of {_GENERATION} connections that ended are kept")
+            return Finding("freed", f"{left} of {count} connections that ended are kept")
         before, self._weight = self._weight, self._world.weight()
         if before is not None and self._weight - before > _MOST_KEPT:
             grown = self._weight - before
@@ -190,7 +207,7 @@ def make_program(layer: str, seed: str) -> Program:
     """The program of this seed."""
     grammar = Grammar(Random(seed))
     program = LAYERS[layer](grammar, _LENGTHS[layer])
-    if layer == "repeat":
+    if layer in _UNCHANGED:
         return program
     return mutate(program, grammar, grammar.random.choice(_RATES))
 

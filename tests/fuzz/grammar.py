@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from tests.fuzz.certify import HOWS, KIND
+from tests.fuzz.keyring import PROVE
 from tests.fuzz.sealed import SUITES
 from tests.fuzz.steps import Program, Step
 
@@ -21,12 +22,14 @@ _METHODS = (
     b"gssapi-with-mic",
     b"\xff",
 )
-KEYS = ("alice", "rsa", "ecdsa", "sk", "small", "stranger")
+KEYS = ("alice", "rsa", "ecdsa", "sk", "small", "stranger", "pin", "home")
 _OWN = {
     "alice": "ssh-ed25519",
     "stranger": "ssh-ed25519",
     "ecdsa": "ecdsa-sha2-nistp256",
     "sk": "sk-ssh-ed25519@openssh.com",
+    "pin": "sk-ssh-ed25519@openssh.com",
+    "home": "ssh-ed25519",
     "rsa": "rsa-sha2-512",
     "small": "rsa-sha2-512",
 }
@@ -68,10 +71,12 @@ _GLOBALS = (
     b"streamlocal-forward@openssh.com",
     b"keepalive@openssh.com",
     b"no-more-sessions@openssh.com",
-    b"hostkeys-prove-00@openssh.com",
+    PROVE,
     b"\xff\xfe",
     b"",
 )
+# Host keys, by number, that are to be proved: the first is the server's.
+_PROVED: tuple[tuple[int, ...], ...] = ((0,), (0,), (0,), (1,), (0, 0), (0, 1), ())
 _WORDS = (
     *("help", "info", "list", "connect", "watch", "log", "who", "--debug", "--help", "-h"),
     *("--format", "json", "plain", "--vm-id", "--vm-name", "--force", "--wait", "--bytes"),
@@ -117,7 +122,8 @@ class Grammar:
     def login(self, key: str = "alice") -> Step:
         """A good login."""
         algorithm = _OWN[key]
-        return self._auth(b"vmproxy", b"ssh-connection", key, algorithm, "", True)
+        how = "pin" if key == "pin" else ""
+        return self._auth(b"vmproxy", b"ssh-connection", key, algorithm, how, True)
 
     def _auth(
         self, user: bytes, service: bytes, key: str, algorithm: str, how: str, signed: bool
@@ -140,7 +146,7 @@ class Grammar:
             return self.send(*head, ["b", self.junk().hex()])
         key = random.choice(KEYS)
         algorithm = _OWN[key] if random.random() < 0.7 else random.choice(_ALGORITHMS)
-        how = random.choice(("", "", "other", "absent", "sha1"))
+        how = random.choice(("", "", "pin", "other", "absent", "sha1"))
         step = self._auth(user, service, key, algorithm, how, random.random() < 0.6)
         fields = step[1]
         if roll < 0.3:
@@ -267,6 +273,9 @@ class Grammar:
     def ask(self) -> Step:
         """GLOBAL_REQUEST."""
         wanted = ["c", int(self.random.random() < 0.8)]
+        if self.random.random() < 0.3:
+            keys = [["hostkey", number] for number in self.random.choice(_PROVED)]
+            return self.send(["c", 80], string(PROVE), wanted, *keys, later=0.2)
         name = string(self.random.choice(_GLOBALS))
         return self.send(["c", 80], name, wanted, ["b", self.junk().hex()], later=0.2)
 

@@ -11,8 +11,10 @@ from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import ISSHPrivateKey
 from zope.interface import implementer
 
+from tests.fuzz import holes_crowd
 from tests.fuzz.certify import STRANGER, public_line
-from tests.fuzz.keyring import Known, sign
+from tests.fuzz.holes_crowd import with_connection
+from tests.fuzz.keyring import PROVE, Known, sign
 from tests.fuzz.world import World
 from vmconsole.ssh.connection import ConsoleConnection
 from vmconsole.ssh.transport import ConsoleTransport
@@ -139,11 +141,11 @@ class _Touchy(ConsoleConnection):
 
 
 class _Generous(ConsoleConnection):
-    """Requests for the whole connection are granted."""
+    """Requests for the whole connection are granted, whatever they are about."""
 
-    def gotGlobalRequest(self, requestType: bytes, data: bytes) -> int:
+    def gotGlobalRequest(self, requestType: bytes, data: bytes) -> int | tuple[int, bytes]:
         """See SSHConnection."""
-        return 1
+        return super().gotGlobalRequest(requestType, data) if requestType == PROVE else 1
 
 
 class _Mute(ConsoleConnection):
@@ -209,16 +211,6 @@ def _with_transport(transport: type[ConsoleTransport]) -> Callable[[Any], World]
     return make
 
 
-def _with_connection(connection: type[ConsoleConnection]) -> Callable[[Any], World]:
-    def make(ring: Any) -> World:
-        world = World(ring)
-        services = {**world.factory.services, b"ssh-connection": connection}
-        world.factory.services = services  # type: ignore[misc]
-        return world
-
-    return make
-
-
 def _credulous(ring: Any) -> World:
     world = World(ring)
     portal = world.factory.portal
@@ -240,17 +232,18 @@ HOLES: dict[str, Callable[[Any], World]] = {
     "collecting": _with_transport(_Collecting),
     "abrupt": _with_transport(_Abrupt),
     "miscounting": _with_transport(_Miscounting),
-    "noisy": _with_connection(_Noisy),
-    "touchy": _with_connection(_Touchy),
-    "generous": _with_connection(_Generous),
-    "crowded": _with_connection(_Crowded),
-    "remembering": _with_connection(_Remembering),
-    "hoarding": _with_connection(_Hoarding),
-    "mute": _with_connection(_Mute),
-    "endless": _with_connection(_Endless),
-    "chatty": _with_connection(_Chatty),
-    "forgetful": _with_connection(_Forgetful),
+    "noisy": with_connection(_Noisy),
+    "touchy": with_connection(_Touchy),
+    "generous": with_connection(_Generous),
+    "crowded": with_connection(_Crowded),
+    "remembering": with_connection(_Remembering),
+    "hoarding": with_connection(_Hoarding),
+    "mute": with_connection(_Mute),
+    "endless": with_connection(_Endless),
+    "chatty": with_connection(_Chatty),
+    "forgetful": with_connection(_Forgetful),
     "credulous": _credulous,
     "trusting": _trusting,
+    **holes_crowd.HOLES,
 }
 """What each is called -> how a server that has it is made."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from hashlib import sha256
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
@@ -15,6 +16,8 @@ from twisted.conch.ssh.keys import Key
 
 _SK = b"sk-ssh-ed25519@openssh.com"
 _APPLICATION = b"ssh:"
+PROVE = b"hostkeys-prove-00@openssh.com"
+_HOME = ("198.51.100.0/24", "2001:db8:7::/48")
 _HASHES = {b"rsa-sha2-256": hashes.SHA256(), b"rsa-sha2-512": hashes.SHA512()}
 
 
@@ -59,6 +62,10 @@ class Known(NamedTuple):
     blob: bytes
     private: Any
     welcome: bool
+    sources: tuple[str, ...] = ()
+    """Networks that it may be used from; none: from anywhere."""
+    verify: bool = False
+    """The security key must have verified its user."""
 
     @property
     def kind(self) -> bytes:
@@ -70,15 +77,23 @@ def _known(private: Any, welcome: bool = True) -> Known:
     return Known(Key(private).public().blob(), private, welcome)
 
 
+def _security_key(verify: bool = False) -> Known:
+    private = ed25519.Ed25519PrivateKey.generate()
+    blob = NS(_SK) + NS(private.public_key().public_bytes_raw()) + NS(_APPLICATION)
+    return Known(blob, private, True, verify=verify)
+
+
 def make_ring() -> dict[str, Known]:
-    """A ring; the engine is to know all of it but ``stranger``. ``small`` is too small."""
-    touched = ed25519.Ed25519PrivateKey.generate()
-    raw = touched.public_key().public_bytes_raw()
+    """A ring; the engine is to know all of it but ``stranger``. ``small`` is too small, ``pin``
+    must verify its user, ``home`` is for some networks only."""
+    home = _known(ed25519.Ed25519PrivateKey.generate())
     return {
         "alice": _known(ed25519.Ed25519PrivateKey.generate()),
         "rsa": _known(rsa.generate_private_key(65537, 2048)),
         "ecdsa": _known(ec.generate_private_key(ec.SECP256R1())),
-        "sk": Known(NS(_SK) + NS(raw) + NS(_APPLICATION), touched, True),
+        "sk": _security_key(),
+        "pin": _security_key(verify=True),
+        "home": home._replace(sources=_HOME),
         "small": _known(rsa.generate_private_key(65537, 1024), False),
         "stranger": _known(ed25519.Ed25519PrivateKey.generate(), False),
     }
@@ -86,12 +101,13 @@ def make_ring() -> dict[str, Known]:
 
 def sign(known: Known, message: bytes, algorithm: bytes, how: str) -> bytes:
     """An ssh signature. ``how`` is empty, or ``absent`` (nobody touches the security key),
-    ``other`` (another message), ``sha1`` (RSA with SHA-1 behind the algorithm's name)."""
+    ``pin`` (it verifies its user), ``other`` (another message), ``sha1`` (RSA with SHA-1 behind
+    the algorithm's name)."""
     if how == "other":
         message += b"\0"
     private = known.private
     if known.kind == _SK:
-        extra = (b"\0" if how == "absent" else b"\1") + struct.pack(">L", 7)
+        extra = {"absent": b"\0", "pin": b"\5"}.get(how, b"\1") + struct.pack(">L", 7)
         signed = sha256(_APPLICATION).digest() + extra + sha256(message).digest()
         return NS(algorithm) + NS(private.sign(signed)) + extra
     if isinstance(private, rsa.RSAPrivateKey):
@@ -101,6 +117,37 @@ def sign(known: Known, message: bytes, algorithm: bytes, how: str) -> bytes:
         pair = utils.decode_dss_signature(private.sign(message, ec.ECDSA(hashes.SHA256())))
         return NS(algorithm) + NS(MP(pair[0]) + MP(pair[1]))
     return NS(algorithm) + NS(private.sign(message))
+
+
+def ring_at(ring: dict[str, Known], address: str) -> dict[str, Known]:
+    """The ring, as it counts for a client at this IP address."""
+    here = ip_address(address)
+
+    def welcome(known: Known) -> bool:
+        return any(here in ip_network(each) for each in known.sources)
+
+    return {
+        name: known._replace(welcome=welcome(known)) if known.sources else known
+        for name, known in ring.items()
+    }
+
+
+def proves(answer: bytes, asked: bytes, session: bytes) -> bool:
+    """Whether there is a signature for each ed25519 host key in ``asked`` (OpenSSH's PROTOCOL,
+    section 2.5), and nothing else. Raises Malformed."""
+    # Conch takes a string that is cut for a shorter one.
+    keys, signatures = Reader(asked, lenient=True), Reader(answer)
+    while keys.rest:
+        blob, signature = keys.string(), Reader(signatures.string())
+        kind, value = signature.string(), signature.string()
+        public = ed25519.Ed25519PublicKey.from_public_bytes(blob[-32:])
+        try:
+            public.verify(value, NS(PROVE) + NS(session) + NS(blob))
+        except InvalidSignature:
+            return False
+        if kind != b"ssh-ed25519" or signature.rest:
+            return False
+    return bool(asked) and not signatures.rest
 
 
 class Request(NamedTuple):
@@ -165,7 +212,7 @@ def _verified(known: Known, algorithm: bytes, reader: Reader, message: bytes) ->
             return False
         elif known.kind == _SK:
             extra = reader.take(5)
-            if len(extra) < 5 or not extra[0] & 1:
+            if len(extra) < 5 or not extra[0] & 1 or (known.verify and not extra[0] & 4):
                 return False
             public.verify(value, sha256(_APPLICATION).digest() + extra + sha256(message).digest())
         elif isinstance(public, ec.EllipticCurvePublicKey):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from tests.fuzz.certify import certified
 from tests.fuzz.channels import Channels, Owed, Wrong, settle, take
-from tests.fuzz.keyring import Known, Malformed, Reader, judge
+from tests.fuzz.keyring import PROVE, Known, Malformed, Reader, judge, proves
 from tests.sshpair import ALICE
 
 _DISCONNECT, _IGNORE, _UNIMPLEMENTED, _DEBUG = 1, 2, 3, 4
@@ -22,6 +23,8 @@ _LAST = 100
 # not available, by application, too many connections, no more methods.
 _LAWFUL_REASONS = {7, 11, 12, 14}
 _REASONS = range(1, 16)
+# Each costs the server a signature.
+_MOST_PROOFS = 2
 
 
 class Ledger:
@@ -35,7 +38,8 @@ class Ledger:
         self.session = b""
         """The session id (RFC 4253, section 7.2)."""
         self.reason: int | None = None
-        """The reason of the server's DISCONNECT."""
+        """The reason of the server's DISCONNECT, whose text are the ``words``."""
+        self.words = ""
         self.secure = False
         """The first key exchange is over."""
         self.exchanging = False
@@ -45,6 +49,9 @@ class Ledger:
         self._auth: deque[Owed] = deque()
         self._global: deque[Owed] = deque()
         self._services: deque[Owed] = deque()
+        # What host keys the client asks to have proved, and how often the server did that.
+        self._to_prove: list[bytes] = []
+        self._proved = 0
         # Requests of the server's that the client has not answered.
         self._asked = 0
         self._authenticating = False
@@ -136,8 +143,9 @@ class Ledger:
         name, wanted = reader.string(), reader.boolean()
         if wanted:
             allowed = {_GLOBAL_FAILURE}
-            if name == b"hostkeys-prove-00@openssh.com":
+            if name == PROVE:
                 allowed.add(_GLOBAL_SUCCESS)
+                self._to_prove.append(reader.rest)
             self._global.append(Owed(frozenset(allowed), not lenient))
 
     # --- what the server sent
@@ -168,6 +176,8 @@ class Ledger:
             reader.string()
         elif number in (_GLOBAL_SUCCESS, _GLOBAL_FAILURE):
             take(self._global, number)
+            if number == _GLOBAL_SUCCESS:
+                self._got_proof(reader.rest)
         elif number == _GLOBAL and self.logged_in:
             reader.string()
             self._asked += reader.boolean()
@@ -179,9 +189,19 @@ class Ledger:
             )
         return True
 
+    def _got_proof(self, answer: bytes) -> None:
+        self._proved += 1
+        if self._proved > _MOST_PROOFS:
+            raise Wrong("proof", f"the host keys are proved {self._proved} times")
+        for asked in self._to_prove:
+            with suppress(Malformed):
+                if proves(answer, asked, self.session):
+                    return
+        raise Wrong("proof", "it is not about the keys that were named, or not for this session")
+
     def _got_disconnect(self, reader: Reader) -> None:
         reason, text, _ = reader.uint32(), reader.string(), reader.string()
-        self.reason = reason
+        self.reason, self.words = reason, text.decode("latin-1")
         if reason not in _REASONS:
             raise Wrong("disconnect", f"reason {reason}, {text!r}")
         if self.lawful and reason not in _LAWFUL_REASONS:
@@ -220,6 +240,7 @@ class Ledger:
                 raise Wrong("unanswered", f"UNIMPLEMENTED of packets {list(self._strange)}")
         self._strange.clear()
         self._services.clear()
+        self._to_prove.clear()
 
 
 def _certified(blob: bytes) -> bytes | None:

@@ -6,7 +6,7 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 
-from tests.fuzz.grammar import Grammar
+from tests.fuzz.grammar import KEYS, Grammar
 from tests.fuzz.handshakes import Handshakes
 from tests.fuzz.steps import Program, Step
 
@@ -61,7 +61,7 @@ def _other_value(field: list[Any], random: Random, handshakes: Handshakes) -> li
         longer = random.choice((b"\0", b"\xff", b"\n", b"%s", b"x" * 33000, value))
         return ["s", random.choice((b"", value + longer, longer + value, value[:-1])).hex()]
     if kind == "key":
-        return ["key", random.choice(("alice", "rsa", "ecdsa", "sk", "small", "stranger"))]
+        return ["key", random.choice(KEYS)]
     if kind == "sig":
-        return [*field[:3], random.choice(("other", "absent", "sha1", ""))]
+        return [*field[:3], random.choice(("other", "absent", "sha1", "pin", ""))]
     return field

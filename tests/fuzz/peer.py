@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
 from twisted.test import iosim
 
 from tests.fuzz.channels import Wrong
@@ -24,12 +25,20 @@ class Runaway(BaseException):
     """The server does not stop writing. Not an Exception, so that nothing there catches it."""
 
 
+def peer_address(address: str) -> IAddress:
+    """Of a TCP connection from an IP address; empty: of one to a unix socket."""
+    if not address:
+        return UNIXAddress(None)
+    return (IPv6Address if ":" in address else IPv4Address)("TCP", address, 4711)
+
+
 class ServerEnd(iosim.FakeTransport):
     """The server's TCP connection: it counts, and notices what is written after the end."""
 
     def __init__(self, protocol: Any, address: str) -> None:
-        super().__init__(protocol, True, peerAddress=IPv4Address("TCP", address, 4711))
+        super().__init__(protocol, True, peerAddress=peer_address(address))
         self.reading = True
+        self.aborted = False
         self.deaf = False
         self.paused = False
         """The producer is."""
@@ -40,6 +49,11 @@ class ServerEnd(iosim.FakeTransport):
         """The server did not stop writing, whoever may have caught that."""
         # Since they last were taken to the client.
         self._writes = self._size = 0
+
+    def abortConnection(self) -> None:
+        """The server waits no more for the client."""
+        self.aborted = True
+        super().abortConnection()
 
     def loseWriteConnection(self) -> None:
         """Our half is closed; a client closes the other one at once."""

@@ -6,6 +6,7 @@ import re
 import struct
 import traceback
 from collections import Counter
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from twisted.conch.ssh.common import NS
@@ -13,7 +14,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from twisted.test import iosim
 
+from tests.fuzz.balancer import present
 from tests.fuzz.channels import Wrong
+from tests.fuzz.keyring import ring_at
 from tests.fuzz.ledger import Ledger
 from tests.fuzz.peer import Client, Runaway
 from tests.fuzz.sealed import SUITES
@@ -58,9 +61,10 @@ class Play:
     def __init__(self, world: World, endings: Counter[str]) -> None:
         self._world, self._endings = world, endings
         self._maker = Maker(world.ring, ALICE.name.encode())
-        sessions = world.config.limits.sessions_per_connection
-        self.ledger = Ledger(world.ring, world.users, sessions)
+        self._maker.host_keys = world.factory.host_keys.blobs
         self.packets = 0
+        self.servers: list[Any] = []
+        """The ConsoleTransport, when there is a connection."""
         self._client_left = False
         self._guests_before = len(world.guests.opened)
         self._over = False
@@ -72,9 +76,9 @@ class Play:
             try:
                 self._start(program)
                 for step in program[1:]:
-                    self._step(step)
                     if self._over or found:
                         break
+                    self._step(step)
                 self._finish()
             except Wrong as wrong:
                 return Finding(wrong.oracle, str(wrong))
@@ -85,11 +89,21 @@ class Play:
         return Finding("log", found[0]) if found else None
 
     def _start(self, program: Program) -> None:
-        kind, version, tampers, suite = [*program[0], [], SUITES[-1]][:4]
-        self.server, self._end = self._world.accept()
+        first = program[0]
+        balancer = first[1:4] if first[0] == "proxied" else None
+        kind, version, tampers, suite = [*(first[4] if balancer else first), [], SUITES[-1]][:4]
+        world = self._world
+        self._address = world.new_address()
+        self.server, self._receiver, self._end = world.accept(self._address, bool(balancer))
+        self.servers.append(self.server)
+        last = self._present(*balancer) if balancer else b""
+        sessions = world.config.limits.sessions_per_connection
+        self.ledger = Ledger(ring_at(world.ring, self._address), world.users, sessions)
         line = bytes.fromhex(version)
         tidy = line.startswith(b"SSH-2.0-") and line.isascii() and len(line) < 200
         self.client = Client(self.ledger, self._maker, line, tampers, suite)
+        if self._over:
+            return
         self._client_end = iosim.FakeTransport(self.client, False)
         if not tidy:
             self.ledger.tamper()
@@ -99,7 +113,18 @@ class Play:
             self.ledger.tamper()
             self.client.cooperative, self.client.stranger = False, True
             self._client_end.stream = [line]
+        self._client_end.stream.insert(0, last)
         self._deliver()
+
+    def _present(self, header: str, cuts: list[int], hold: int) -> bytes:
+        self.packets += 1
+        data = bytes.fromhex(header)
+        judged, last = present(self._receiver, self._end, data, cuts, self._world.clock, bool(hold))
+        self._over = self._end.disconnecting
+        self._endings[f"a header that is {judged.verdict.name.lower()}"] += 1
+        if not self._over:
+            self._address = judged.address or self._address
+        return last
 
     # --- steps
 
@@ -226,7 +251,7 @@ class Play:
             return False
         data = self._client_end.getOutBuffer()
         if data:
-            self.server.dataReceived(data)
+            self._receiver.dataReceived(data)
         return bool(data)
 
     def _to_client(self) -> bool:
@@ -266,7 +291,7 @@ class Play:
         except Wrong:
             return
         for piece in self._client_end.stream:
-            self.server.dataReceived(piece)
+            self._receiver.dataReceived(piece)
         self._world.clock.advance(0)
         if self._end.late or len(self._world.guests.opened) > guests:
             raise Wrong("after-disconnect", "a packet was handled after the server had closed")
@@ -279,11 +304,14 @@ class Play:
         if held > (MOST_HELD if known else MOST_HELD_BEFORE_LOGIN):
             raise Wrong("growth", f"the connection holds {held} bytes")
         self._end.disconnecting = True
-        self.server.connectionLost(Failure(ConnectionDone()))
+        self._receiver.connectionLost(Failure(ConnectionDone()))
         self._world.clock.advance(_AFTERMATH)
         left = self._world.timers()
         if left:
             raise Wrong("timers", f"of a connection that is gone: {left[0]}")
         if any(guest.open for guest in self._world.guests.opened):
             raise Wrong("attached", "a guest is still attached when the connection is gone")
+        for event in self._world.events.seen:
+            if ip_address(event.get("address", self._address)) != ip_address(self._address):
+                raise Wrong("address", f"{event['address']} is told, not {self._address}")
         self._world.forget()

@@ -27,6 +27,8 @@ class Maker:
         self._ring, self._user = ring, user
         self._next = 0
         self.session = b""
+        self.host_keys: list[bytes] = []
+        """The blobs of the server's host keys."""
 
     def payload(self, fields: Sequence[Sequence[Any]], numbers: Sequence[int]) -> bytes:
         """The fields, one behind the other. Raises NoChannel."""
@@ -53,6 +55,10 @@ class Maker:
             return struct.pack(">L", self._next)
         if kind == "key":
             return NS(self._ring[values[0]].blob)
+        if kind == "hostkey":
+            # One behind the last is none of them.
+            blobs = [*self.host_keys, self._ring["alice"].blob]
+            return NS(blobs[values[0] % len(blobs)])
         if kind == "cert":
             return NS(certificate(self._ring[values[0]], self._user, values[1]))
         if kind == "sig":

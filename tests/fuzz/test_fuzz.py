@@ -117,7 +117,7 @@ class HoleTests(SynchronousTestCase):
 
     def test_certificate(self) -> None:
         """A certificate of a CA that nobody trusts is found to be good."""
-        self.check("trusting", "login", 20000, "reply")
+        self.check("trusting", "login", 20000, "login")
 
     def test_growth_by_bytes(self) -> None:
         """Data of requests that are kept."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import sys
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import LogLevel, globalLogBeginner, globalLogPublisher
 from zope.interface.interface import InterfaceClass
 
@@ -19,9 +20,14 @@ from tests.fuzz.keyring import make_ring
 from tests.fuzz.peer import ServerEnd
 from tests.fuzz.sealed import SUITES
 from tests.sshpair import ALICE, SSHPair
-from vmconsole.config import SSH, Config
+from vmconsole.config import SSH, Config, Limits
 from vmconsole.config import Console as ConsoleSettings
 from vmconsole.interfaces import AuthorizedKey
+from vmconsole.keyoptions import KeyOptions
+from vmconsole.refusals import SummedRefusals
+from vmconsole.ssh.admission import Admission
+from vmconsole.ssh.proxy_protocol import BehindBalancer
+from vmconsole.ssh.revocation import parse_revocation_list
 
 # All that a client of the harness may speak.
 _NAMES = [suite.split() for suite in SUITES]
@@ -29,6 +35,16 @@ CIPHERS = dict.fromkeys(cipher for cipher, _ in _NAMES)
 MACS = dict.fromkeys(mac for _, mac in _NAMES)
 # Shared by all objects, or none of the server's.
 _NOT_OURS = (type, types.ModuleType, types.FunctionType, types.CodeType, InterfaceClass)
+
+
+class Accepted(NamedTuple):
+    """A connection at the server's end."""
+
+    server: Any
+    """The ConsoleTransport."""
+    receiver: Any
+    """What gets the bytes: that, or what reads a PROXY header before it."""
+    end: ServerEnd
 
 
 class World(SSHPair):
@@ -42,7 +58,9 @@ class World(SSHPair):
             super().__init__(_config(file.name))
         self.ring = ring or make_ring()
         self.engine.keys = [
-            AuthorizedKey(ALICE.id, ALICE.name, known.blob)
+            AuthorizedKey(
+                ALICE.id, ALICE.name, known.blob, KeyOptions(known.sources, None, known.verify)
+            )
             for name, known in self.ring.items()
             if name != "stranger"
         ]
@@ -55,6 +73,10 @@ class World(SSHPair):
         self.users = frozenset(name.encode() for name in self.config.ssh.users)
         self.transport: Any = None
         """What a connection is instead of a ConsoleTransport."""
+        self.balancer = BehindBalancer(self.factory, self.clock)
+        self.admission_type: type[Admission] = Admission
+        self.parse_revocation_list = parse_revocation_list
+        self.refusal = KeyOptions.refusal
         self._count = 0
         globals_ = (vars(module) for module in list(sys.modules.values()) if module is not None)
         self.shared = {id(each) for each in (self, *vars(self).values(), *globals_)}
@@ -63,22 +85,52 @@ class World(SSHPair):
     def _connect(self) -> None:
         """There is no connection at first."""
 
-    def accept(self) -> tuple[Any, ServerEnd]:
-        """A TCP connection, each from an address of its own."""
+    def new_address(self) -> str:
+        """Nobody else's."""
         self._count += 1
         number = self._count
-        address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+    def accept(self, address: str, behind: bool = False) -> Accepted:
+        """A TCP connection from this address; ``behind``: it is a balancer's."""
         server: Any = self.factory.buildProtocol(None)
+        receiver = self.balancer.protocol(self.balancer, server) if behind else server
         if self.transport is not None:
             server.__class__ = self.transport
-        end = ServerEnd(server, address)
-        server.makeConnection(end)
-        return server, end
+        end = ServerEnd(receiver, address)
+        receiver.makeConnection(end)
+        return Accepted(server, receiver, end)
+
+    def admit(
+        self,
+        limits: Limits,
+        random_below: Callable[[int], int],
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+    ) -> Admission:
+        """Have connections admitted within these limits from now on."""
+        admission = self.admission_type(self.clock, limits, random_below, pause, resume)
+        self.factory.admission = admission
+        self.factory.limits = limits
+        return admission
+
+    def reset_admission(self) -> None:
+        """Go back to the admission and the limits of the configuration."""
+        self.factory.admission, self.factory.limits = self.admission, self.config.limits
+
+    def timers(self) -> list[IDelayedCall]:
+        """Those that should not be there: none of those by which the log is kept short."""
+        return [
+            call
+            for call in super().timers()
+            if not isinstance(getattr(call.func, "__self__", None), SummedRefusals)  # type: ignore[attr-defined]
+        ]
 
     def weight(self) -> int:
         """Bytes that the server holds between connections."""
         around = {id(each) for each in (self.events, self.engine, self.guests, self.config)}
-        return weigh(self.factory, (self.shared | around) - {id(self.factory)}).size
+        ours = [self.factory, self.balancer]
+        return weigh(ours, (self.shared | around) - {id(each) for each in ours}).size
 
     def forget(self) -> None:
         """Drop what the doubles have noted: that grows, and is none of the server's."""
