@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from bench.server import ADDRESS, free_port, output, program
 from bench.side import Access, Side
 from vmconsole.ssh.algorithms import KEX
 
+_SUBREAPER = Path(__file__).with_name("subreaper.py")
 # Seconds until the processes of a connection that ended must be gone.
 _SETTLE = 5.0
 
@@ -137,6 +139,7 @@ class Alternative(Side):
         if self._as_root:
             namespace = ["unshare", "--mount", "sh", "-c", _NAMESPACE, "sh", str(self._passwd)]
             command = [*namespace, *command]
+        command = [sys.executable, "-I", str(_SUBREAPER), *command]
         self._spawn(command, self._directory / "log", self._directory, dict(os.environ))
 
     def configuration(self) -> str:

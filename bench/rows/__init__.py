@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bench.row import Row
-from bench.rows import connect, echo, engine, migrate
+from bench.rows import connect, echo, engine, migrate, storm
 
-ROWS: dict[str, Row] = {row.name: row for row in (connect.ROW, echo.ROW, engine.ROW, migrate.ROW)}
+ROWS: dict[str, Row] = {
+    row.name: row for row in (connect.ROW, echo.ROW, engine.ROW, migrate.ROW, storm.ROW)
+}
