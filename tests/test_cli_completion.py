@@ -279,7 +279,8 @@ class BashTests(CompletionTestCase):
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=30,
+            # Each key that completes starts a Python.
+            timeout=300,
             check=False,
         )
         self.assertTrue(record.exists(), done.stdout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
-import time
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import cast
@@ -174,10 +174,12 @@ class ServiceTests(TestCase):
         await self.engine.ready()
         store, events = self.engine._store, list[str]()
         revisions, close = store.revisions, store.close
+        enough = threading.Event()
+        self.addCleanup(enough.set)
 
         def slow() -> Revisions:
             events.append("look")
-            time.sleep(0.5)
+            enough.wait(30)
             events.append("looked")
             return revisions()
 
@@ -188,7 +190,11 @@ class ServiceTests(TestCase):
         self.patch(store, "revisions", slow)
         self.patch(store, "close", closing)
         await self.until(lambda: bool(events))
-        await self.engine.stopService()
+        stopped = self.engine.stopService()
+        # Time for a stop that does not wait.
+        await deferLater(reactor, 0.3)
+        enough.set()
+        await stopped
         self.assertEqual(events, ["look", "looked", "close"])
 
     async def test_changes_are_logged(self) -> None:

@@ -29,6 +29,7 @@ async def _make_template() -> Path:
         await site.start()
         await site.log(rb"node2 has")
         await site.stop()
+        site.held.close()
     except BaseException:
         await site.close()
         raise
@@ -54,7 +55,8 @@ class LabTestCase(TestCase):
     (shut off), none1 (no console device), socket1 (a console that is no pty), and light2 on node2.
     """
 
-    timeout = 120
+    # The first test of a process has the lab to start, and its guests: some 40 s on a busy machine.
+    timeout = 300
 
     # Not in setUpClass, which trial's own runner does not call.
     def boot_lab(self) -> None:
@@ -62,6 +64,15 @@ class LabTestCase(TestCase):
         self.lab = lab.get()
         _boot_guests(self.lab)
         self.site = Site(reactor)
+
+    async def hosts_known(self) -> None:
+        """Wait until the embedded engine, which has just started, knows what stands on both hosts.
+        Until then it lists none of their VMs."""
+        wanted = {b"node1 has", b"node2 has"}
+        while wanted:
+            assert self.site.proxy is not None
+            match = await self.site.proxy.expect(rb"node[12] has")
+            wanted.discard(match[0])
 
     def memory(self, what: str) -> int:
         """Bytes of the proxy's memory: VmRSS, what it has now, or VmHWM, the most it had."""
@@ -103,8 +114,4 @@ class FunctionalTestCase(LabTestCase):
     async def start_site(self) -> None:
         """Start the proxy, and wait until it knows what stands on both hosts."""
         await self.site.start()
-        wanted = {b"node1 has", b"node2 has"}
-        while wanted:
-            assert self.site.proxy is not None
-            match = await self.site.proxy.expect(rb"node[12] has")
-            wanted.discard(match[0])
+        await self.hosts_known()

@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThread
 from tests.engine_kit import todays_authority
 from tests.functional.case import LabTestCase
 from tests.functional.process import Child
+from tests.functional.site import booted
 from tests.ovirt_engine import OVirtEngine
 
 # More than any test here needs, and less than its time.
@@ -92,7 +93,7 @@ class RemoteTestCase(LabTestCase):
         """An ssh on the console of a VM that echoes."""
         ssh = self.site.ssh(key, name)
         await ssh.expect(rb"\[vmconsole: " + name.encode() + rb" on node[12]\. To leave")
-        await self.works(ssh)
+        await booted(ssh)
         return ssh
 
     async def works(self, ssh: Child, patience: float = 30.0) -> None:

@@ -11,17 +11,24 @@ from typing import Any
 
 from twisted.internet.utils import getProcessOutputAndValue
 
-from tests.functional.process import Child
+from tests.functional.process import Child, Unexpected
 
 BIN = Path(sys.executable).parent
 PROGRAM = str(BIN / "vmconsole")
 
 
-def free_port() -> int:
-    """A TCP port of the loopback that is free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> socket.socket:
+    """A TCP port of the loopback, which the kernel gives to nobody else until this is closed. It
+    does not listen: a server that sets SO_REUSEADDR may, as twistd and ssh do."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def port_of(held: socket.socket) -> int:
+    """Its number."""
+    return int(held.getsockname()[1])
 
 
 class Site:
@@ -33,7 +40,9 @@ class Site:
         self.state = self.folder / "state"
         self.config = self.folder / "vmconsole.toml"
         self.known_hosts = self.folder / "known_hosts"
-        self.port = free_port()
+        self.held = hold_port()
+        """What keeps ``port`` for us."""
+        self.port = port_of(self.held)
         self.proxy: Child | None = None
         self._logs = b""
         self._children: list[Child] = []
@@ -91,6 +100,7 @@ class Site:
         for child in self._children:
             await child.kill()
         await self.stop()
+        self.held.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def run(self, *arguments: str) -> str:
@@ -142,6 +152,22 @@ class Site:
         )
         self._children.append(child)
         return child
+
+
+async def booted(ssh: Child, key: bytes = b"", answer: bytes = b"") -> None:
+    """Wait until a guest that was just started answers: what it is sent before is lost. A
+    LightGuest echoes; another one prints ``answer``, a pattern, after ``key``."""
+    for number in range(30):
+        asked = key or b"<up%d>" % number
+        ssh.type(asked)
+        try:
+            await ssh.expect(answer or asked, 2.0)
+        except Unexpected:
+            if ssh.status is not None:
+                raise
+        else:
+            return
+    raise Unexpected(f"{ssh.name}: the guest does not answer: {ssh.seen[-2000:]!r}")
 
 
 async def log_in(ssh: Child, guest: str) -> None:

@@ -282,7 +282,7 @@ class UselessAnswerTests(RemoteTestCase):
 
     async def test_clocks(self) -> None:
         """The engine refuses our tickets because the clocks differ; the log says by how much."""
-        await self.check("skew", rb"403\)[^\n]*clock is (?:3599|3600|3601) seconds ahead of ours")
+        await self.check("skew", rb"403\)[^\n]*clock is (?:359\d|3600) seconds ahead of ours")
 
     async def test_huge(self) -> None:
         """Replies of 300 MiB are cut off, and hold up nobody meanwhile; they take the memory of

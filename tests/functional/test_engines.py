@@ -23,7 +23,7 @@ from tests.functional import case
 from tests.functional.case import LabTestCase
 from tests.functional.process import Child
 from tests.functional.remote import make_key
-from tests.functional.site import BIN, Site, free_port
+from tests.functional.site import BIN, Site
 from tests.functional.test_engine import is_stale, is_well
 from vmconsole import pki
 from vmconsole.engine.ticket import sign_ticket
@@ -58,7 +58,6 @@ class EnginesTestCase(LabTestCase):
     def serve(self, engine: Site, settings: str = "") -> None:
         """Make it an engine alone, with HTTPS for localhost."""
         (engine.state / "ssh_host_ed25519_key").unlink(missing_ok=True)
-        engine.port = free_port()
         put_certificate(engine)
         engine.config.write_text(
             "[ssh]\nlisten = []\n"
@@ -150,6 +149,7 @@ class AloneTests(EnginesTestCase):
         """Each serves alice; what the engine takes back ends her sessions at both."""
         self.assertIn("The engine serves HTTPS on 127.0.0.1, port", self.site.logs)
         self.assertIn("ssh on nothing (an engine alone)", self.site.logs)
+        await self.hosts_known()
         first, second = self.proxy_of(self.site), self.proxy_of(self.site)
         await together(first.start(), second.start())
         sessions = [await self.opened(first, "light1"), await self.opened(second, "light2")]

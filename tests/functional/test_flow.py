@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from tests import lab
 from tests.functional.process import Child
-from tests.functional.site import log_in
+from tests.functional.site import booted, log_in
 from tests.functional.test_sharing import ALICE, SharedCase, said
 
 MIB = 1048576
@@ -152,7 +152,7 @@ class PasteTests(FlowCase):
         the whole echo, in order, while somebody else on the same host works."""
         await self.boot(lab.LightGuest("serial1"))
         alice = await self.attach(self.alice, "serial1")
-        await self.types(alice, b"<begin>")
+        await booted(alice)
         watcher = await self.watch("serial1")
         await self.types(alice, b"<both>", watcher)
         pasted = text(65536)
@@ -193,7 +193,7 @@ class PasteTests(FlowCase):
         as ever."""
         await self.boot(lab.LightGuest("stuck1"))
         alice = await self.attach(self.alice, "stuck1")
-        await self.types(alice, b"<begin>")
+        await booted(alice)
         watcher = await self.watch("stuck1")
         await deferToThread(self.lab.node1.suspend, "stuck1")
         before = self.memory("VmRSS")

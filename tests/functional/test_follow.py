@@ -14,7 +14,7 @@ from tests import lab
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
 from tests.functional.remote import RemoteTestCase
-from tests.functional.site import log_in
+from tests.functional.site import booted, log_in
 
 AWAY = rb"[^\]]*Waiting up to 5 minutes for %s; \^\] \. leaves\.\]"
 
@@ -82,6 +82,8 @@ class FollowCase(FunctionalTestCase):
         """Alice is on the wanderer's console."""
         ssh = self.site.ssh(self.alice, *(command or ("wanderer",)))
         await ssh.expect(rb"\[vmconsole: wanderer on node1\.")
+        if isinstance(self.guest, lab.LightGuest):
+            await booted(ssh)
         return ssh
 
     async def works(self, ssh: Child, words: bytes) -> None:
@@ -114,6 +116,7 @@ class GuestTests(FollowCase):
         await ssh.expect(rb"\x07")
         await self.on(self.lab.node1.create, "wanderer")
         await self.back(ssh)
+        await booted(ssh)
         await self.works(ssh, b"<after>")
         self.assertEqual(ssh.seen.count(b"goes nowhere"), 1)
         self.assertNotIn(b"lost", ssh.seen)
@@ -183,6 +186,7 @@ class GuestTests(FollowCase):
         self.assertIn(b"ERROR: wanderer is shut off.", impatient.seen)
         await self.on(self.lab.node1.create, "wanderer")
         await ssh.expect(rb"\[vmconsole: wanderer on node1\.")
+        await booted(ssh)
         await self.works(ssh, b"<after>")
 
     async def test_stuck(self) -> None:
@@ -312,6 +316,7 @@ class OVirtTests(RemoteTestCase):
         await deferToThread(self.lab.node1.create, "rover")
         self.engine.place(self.rover, "node1")
         await ssh.expect(rb"\[vmconsole: rover on node1\. To leave")
+        await booted(ssh)
         await self.works(ssh)
         impatient = self.site.ssh(self.alice, "connect --wait nonesuch")
         await impatient.expect(rb"Waiting for it; Ctrl-C gives up")

@@ -14,7 +14,7 @@ from twisted.internet.utils import getProcessOutput
 from tests import lab
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
-from tests.functional.site import BIN
+from tests.functional.site import BIN, booted
 
 # Looks at something that comes within a second or so.
 _LOOKS = 100
@@ -225,6 +225,7 @@ class WarmTests(RecordedCase):
         await ssh.expect(rb"fresh was powered off\.")
         await deferToThread(self.lab.node1.create, "fresh")
         await ssh.expect(rb"fresh is back")
+        await booted(ssh)
         ssh.type(b"<words>")
         await ssh.expect(rb"<words>")
         await self.leave(ssh)

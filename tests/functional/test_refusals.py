@@ -10,6 +10,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
+from tests.functional.site import booted
 
 
 class LoginTests(FunctionalTestCase):
@@ -245,6 +246,9 @@ class ConsoleTests(FunctionalTestCase):
 class FloodTests(FunctionalTestCase):
     """A guest that prints without end."""
 
+    # A reader that is stopped answers nothing, however long the others' keystrokes take.
+    ssh_settings = "keepalive = 600.0"
+
     async def test_reader_stops(self) -> None:
         """A client that stops reading gets the newest output later and is told of the gap; the
         others' keystrokes are served meanwhile."""
@@ -254,8 +258,7 @@ class FloodTests(FunctionalTestCase):
         self.addCleanup(deferToThread, self.lab.node1.remove, "flood1")
         ssh = self.site.ssh(self.alice, "flood1")
         await ssh.expect(rb"To leave.*\r\n")
-        ssh.type(b"g")
-        await ssh.expect(rb"\d+.*\n")
+        await booted(ssh, b"g", rb"\d+.*\n")
         ssh.transport.stopReading()
         other = self.site.ssh(self.bob)
         await other.expect(rb"light1 on node1")

@@ -26,7 +26,7 @@ from tests.agent import Agent
 from tests.functional.clients import OpenSSH, Session
 from tests.functional.interop import InteropCase
 from tests.functional.process import Child
-from tests.functional.site import free_port
+from tests.functional.site import hold_port, port_of
 from vmconsole.ssh.session import SessionChannel
 
 
@@ -104,6 +104,12 @@ class RefusedCase(InteropCase):
         self.assertEqual(await ssh.ended(), 0, ssh.errors)
         self.assertEqual(self.bait.visits, 0)
 
+    def port(self) -> int:
+        """A port that nobody else gets until the test ends."""
+        held = hold_port()
+        self.addCleanup(held.close)
+        return port_of(held)
+
     def granted(self, kind: bytes) -> list[bool]:
         """What was said to each request of this kind."""
         return [granted for asked, _, granted in self.requests if asked == kind]
@@ -122,7 +128,7 @@ class ForwardingTests(RefusedCase):
     async def test_local(self) -> None:
         """-L to a port and to a unix socket: each connection is closed, with a word from ssh."""
         for target in (self.target, str(self.folder / "target")):
-            port = free_port()
+            port = self.port()
             ssh = await self.opened("-L", f"127.0.0.1:{port}:{target}")
             self.assertEqual(await ask(port, b"hello"), b"")
             await self.leaves(ssh)
@@ -132,7 +138,7 @@ class ForwardingTests(RefusedCase):
 
     async def test_dynamic(self) -> None:
         """-D: a SOCKS client's connection is closed."""
-        port = free_port()
+        port = self.port()
         ssh = await self.opened("-D", f"127.0.0.1:{port}")
         host, number = self.target.split(":")
         packed = struct.pack(">H4B", int(number), *map(int, host.split(".")))
@@ -149,7 +155,7 @@ class ForwardingTests(RefusedCase):
 
     async def test_remote(self) -> None:
         """-R of a port and of a unix socket: ssh warns, nothing listens, and the session works."""
-        port, path = free_port(), self.folder / "remote"
+        port, path = self.port(), self.folder / "remote"
         ssh = await self.opened(
             *("-R", f"127.0.0.1:{port}:{self.target}", "-R", f"{path}:{self.target}")
         )

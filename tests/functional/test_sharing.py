@@ -12,7 +12,7 @@ from tests import lab
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
 from tests.functional.remote import RemoteTestCase
-from tests.functional.site import log_in
+from tests.functional.site import booted, log_in
 
 ALICE, BOB = rb"alice@internal from 127\.0\.0\.1", rb"bob@internal from 127\.0\.0\.1"
 # A query that a terminal answers as if it had been typed: which one it is.
@@ -43,7 +43,7 @@ class SharedCase(FunctionalTestCase):
         bob = await self.attach(self.bob)
         await bob.expect(
             said(
-                rb"You watch\. " + ALICE + rb" has the keyboard, [^\]]*idle for \d seconds?\. "
+                rb"You watch\. " + ALICE + rb" has the keyboard, [^\]]*idle for \d+ seconds?\. "
                 rb"\^\] t asks for the keyboard\."
             )
         )
@@ -80,7 +80,7 @@ class SharingTests(SharedCase):
         await bob.expect(
             rb"\x07.*"
             + said(
-                rb"You watch\. " + ALICE + rb" has the keyboard, [^\]]*idle for \d seconds?\. "
+                rb"You watch\. " + ALICE + rb" has the keyboard, [^\]]*idle for \d+ seconds?\. "
                 rb"\^\] t asks for it\."
             )
         )
@@ -100,7 +100,7 @@ class SharingTests(SharedCase):
         bob.type(b"\x1dt")
         await bob.expect(
             said(
-                ALICE + rb" has the keyboard, [^\]]*idle for \d seconds?\. They were asked; "
+                ALICE + rb" has the keyboard, [^\]]*idle for \d+ seconds?\. They were asked; "
                 rb"60 seconds after their last key it passes\. \^\] t again takes it\."
             )
         )
@@ -389,6 +389,7 @@ class ScrollbackTests(SharedCase):
         await deferToThread(self.lab.node1.run, lab.LightGuest("brief"))
         self.addCleanup(deferToThread, self.lab.node1.remove, "brief")
         ssh = await self.attach(self.alice, "brief")
+        await booted(ssh)
         await self.types(ssh, b"words")
         await deferToThread(self.lab.node1.destroy, "brief")
         await ssh.expect(rb"brief was powered off\.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from tests.functional.process import Child
-from tests.functional.site import BIN, Site, free_port
+from tests.functional.site import BIN, Site, hold_port, port_of
 
 
 class StartTests(TestCase):
@@ -67,31 +66,29 @@ class StartTests(TestCase):
         await self.site.start()
         first = self.site.config.read_text()
         other = self.site.folder / "other.toml"
-        other.write_text(first.replace(f"tcp:{self.site.port}", f"tcp:{free_port()}"))
+        held = hold_port()
+        self.addCleanup(held.close)
+        other.write_text(first.replace(f"tcp:{self.site.port}", f"tcp:{port_of(held)}"))
         text = await self.told("--config", str(other))
         self.assertIn("the embedded engine did not start", text)
         self.assertNotIn("is ready", text)
 
     async def test_port_in_use(self) -> None:
         """A port that somebody else has."""
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", self.site.port))
-            taken.listen()
-            text = await self.told("--config", str(self.site.config))
+        self.site.held.listen()
+        text = await self.told("--config", str(self.site.config))
         self.assertIn(f"cannot listen on 127.0.0.1, port {self.site.port}", text)
 
     async def test_daemon(self) -> None:
         """Plain ``twistd``, which makes a daemon, tells it, too, instead of waiting for ever."""
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", self.site.port))
-            taken.listen()
-            child = Child("twistd").spawn(
-                reactor,
-                [str(BIN / "twistd"), "vmconsole", "--config", str(self.site.config)],
-                cwd=str(self.site.folder),
-            )
-            self.addCleanup(child.kill)
-            self.assertEqual(await child.ended(), 1)
+        self.site.held.listen()
+        child = Child("twistd").spawn(
+            reactor,
+            [str(BIN / "twistd"), "vmconsole", "--config", str(self.site.config)],
+            cwd=str(self.site.folder),
+        )
+        self.addCleanup(child.kill)
+        self.assertEqual(await child.ended(), 1)
         told = (child.seen + child.errors).decode()
         self.assertIn(f"cannot listen on 127.0.0.1, port {self.site.port}", told)
 
