@@ -14,7 +14,8 @@ from tests.fakes import console
 from tests.guard_kit import GuardTestCase
 from tests.rawclient import CHANNEL_DATA, CHANNEL_OPEN, CHANNEL_REQUEST, RawClient
 from tests.sshpair import ALICE, PTY
-from vmconsole.console import console_session, escape, menu
+from vmconsole.console import escape, menu
+from vmconsole.console.console_session import ConsoleSession
 from vmconsole.ssh import packets, session
 from vmconsole.ssh.session import SessionChannel
 from vmconsole.ssh.transport import ConsoleTransport
@@ -355,7 +356,7 @@ class SessionGuardTests(GuardTestCase):
         def harm() -> float:
             return self.keys(b"vm1", b"\x1d?" * 16000)[0]
 
-        self.compare(harm, 2, console_session, "HELP_AFTER", 0)
+        self.compare(harm, 2, ConsoleSession, "_help", ConsoleSession._tell_help)
 
     def test_commands(self) -> None:
         """A packet full of commands: few are obeyed."""

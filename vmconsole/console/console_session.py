@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -80,7 +79,7 @@ class ConsoleSession(Protocol):
         self._told_connecting = False
         self._told_refusal = False
         self._rang = False
-        self._helped_at = -math.inf
+        self._helped = False
         self._waits_for = ""
         self._guest_control = GuestControl(pool, clock, self._say, self._refuse)
         self._attachment: Attachment | None = None
@@ -215,6 +214,8 @@ class ConsoleSession(Protocol):
         """The user typed."""
         self._stop_hint()
         self._rang = False
+        # Until the console is open nothing tells how much the user has taken: one help is enough.
+        self._helped = self._helped and self._attachment is None
         if self._told_connecting and self._attachment is None and _CTRL_C in data:
             self._leave(f"You gave up {self._name}.")
             return
@@ -272,10 +273,15 @@ class ConsoleSession(Protocol):
                 self.send_break()
             case SysRq(key) if self._attachment is not None:
                 self._guest_control.send_sysrq(self._attachment, key)
-            case _ if self._clock.seconds() - self._helped_at < HELP_AFTER:
-                self._ring()
             case _:
-                self._tell_help()
+                self._help()
+
+    def _help(self) -> None:
+        behind = self._attachment is not None and self._attachment.is_behind
+        if behind or self._helped:
+            self._ring()
+        else:
+            self._tell_help()
 
     def send_break(self) -> None:
         """The user wants BREAK on the line (RFC 4335, too)."""
@@ -356,7 +362,7 @@ class ConsoleSession(Protocol):
 
     def _tell_help(self) -> None:
         if self._escape is not None:
-            self._helped_at = self._clock.seconds()
+            self._helped = True
             key = escape_name(self._escape)
             self._say(
                 f"{key} and then: . leave, m menu, w who is here, t take, ask for or give the "
