@@ -246,9 +246,6 @@ class ConsoleTests(FunctionalTestCase):
 class FloodTests(FunctionalTestCase):
     """A guest that prints without end."""
 
-    # A reader that is stopped answers nothing, however long the others' keystrokes take.
-    ssh_settings = "keepalive = 600.0"
-
     async def test_reader_stops(self) -> None:
         """A client that stops reading gets the newest output later and is told of the gap; the
         others' keystrokes are served meanwhile."""
