@@ -8,22 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
-import subprocess
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from bench import processes
+from bench.child import Child
 from bench.errors import BenchError
 from bench.handshake import Handshake
 from bench.server import ADDRESS
 from vmconsole.ssh.ciphers import BadPacketError
 
-_TOP = Path(__file__).parents[1]
 _READY = "ready"
 # Seconds: for a child's start and a whole storm, and for one stranger.
 _TIMEOUT = 120.0
@@ -43,79 +39,33 @@ class Storm(NamedTuple):
     interval: float = 0.0
 
 
-class Strangers:
+class Strangers(Child):
     """The child that plays storms on one port, one at a time."""
 
     def __init__(self, port: int) -> None:
         """Waits until the child is ready. Raises BenchError."""
-        self._unread = b""
-        command = [sys.executable, "-P", "-m", "bench.strangers", str(port)]
-        self._child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(_TOP)},
-            start_new_session=True,
-        )
-        assert self._child.stdout is not None
-        self._output = self._child.stdout.fileno()
-        try:
-            self._read()
-        except BaseException:
-            self.close()
-            raise
+        silence = "the strangers were not heard of again"
+        super().__init__("bench.strangers", str(port), _TIMEOUT, silence)
 
     def begin(self, storm: Storm) -> None:
         """Let it come, when the one before is over."""
-        assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(storm).encode() + b"\n")
-        self._child.stdin.flush()
+        self.write(json.dumps(storm))
 
     def going(self) -> bool:
         """Whether the storm is not over."""
-        return not select.select([self._output], [], [], 0)[0]
+        return not self.speaks()
 
     def seconds(self) -> float:
         """How long the storm took, when it is over. Raises BenchError when a stranger did not get
         through its key exchange."""
-        found = json.loads(self._read())
+        found = json.loads(self.read())
         if "error" in found:
             raise BenchError(f"a stranger was not served: {found['error']}")
         return float(found["seconds"])
 
     def cpu(self) -> float:
         """CPU seconds that the child took so far."""
-        return processes.own_cpu(self._child.pid)
-
-    def close(self) -> None:
-        """End the child. May be called again."""
-        self._child.kill()
-        self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout):
-            assert stream is not None
-            stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _read(self) -> str:
-        """The child's next line."""
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([self._output], [], [], _TIMEOUT)
-            data = os.read(self._output, 4096) if ready else b""
-            if not data:
-                raise BenchError("the strangers were not heard of again")
-            self._unread += data
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line.decode()
+        return processes.own_cpu(self.pid)
 
 
 def source(number: int) -> str:

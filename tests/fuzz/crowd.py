@@ -8,7 +8,6 @@ it is told to go), ``["leave", N]``, and ``["sleep", SECONDS]``.
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter, deque
 from random import Random
 from typing import Any
@@ -23,11 +22,11 @@ from tests.fuzz.crowd_rules import PIECE, Rules, Visitor
 from tests.fuzz.grammar import HELLO, Grammar
 from tests.fuzz.keyring import Reader, ring_at
 from tests.fuzz.ledger import Ledger
-from tests.fuzz.peer import Client, Runaway
-from tests.fuzz.play import Finding
+from tests.fuzz.peer import Client
+from tests.fuzz.play import Finding, judged
 from tests.fuzz.sealed import SUITES
 from tests.fuzz.steps import Maker, Program, Step
-from tests.fuzz.world import World, watched_log
+from tests.fuzz.world import World
 from tests.sshpair import ALICE
 from vmconsole.config import Limits
 
@@ -141,7 +140,6 @@ class CrowdPlay:
 
     def run(self, program: Program) -> Finding | None:
         """Play it to its end, when all leave. The finding, if there is one."""
-        found: list[str] = []
         _, limits, seed = program[0]
         self._rules = Rules(Limits(**limits), self._now)
         self._admission = self._world.admit(
@@ -150,21 +148,16 @@ class CrowdPlay:
             lambda: self._rules.pause(True, self._now),
             lambda: self._rules.pause(False, self._now),
         )
-        with watched_log(found):
-            try:
-                for step in program[1:]:
-                    self._step(step)
-                    if found:
-                        break
-                self._finish()
-            except Wrong as wrong:
-                return Finding(wrong.oracle, str(wrong))
-            except Runaway as runaway:
-                return Finding("runaway", str(runaway))
-            except Exception:
-                return Finding("escaped", traceback.format_exc())
-        self._world.reset_admission()
-        return Finding("log", found[0]) if found else None
+
+        def play(logged: list[str]) -> None:
+            for step in program[1:]:
+                self._step(step)
+                if logged:
+                    break
+            self._finish()
+            self._world.reset_admission()
+
+        return judged(play)
 
     @property
     def _now(self) -> float:

@@ -6,6 +6,7 @@ import re
 import struct
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
@@ -55,6 +56,21 @@ class Finding(NamedTuple):
         return f"{self.oracle} {re.sub('0x[0-9a-f]+|[0-9]+', '', last)[:_KIND]}"
 
 
+def judged(play: Callable[[list[str]], None]) -> Finding | None:
+    """The finding, if there is one. ``play`` is given the errors in the log, as they come."""
+    logged: list[str] = []
+    with watched_log(logged):
+        try:
+            play(logged)
+        except Wrong as wrong:
+            return Finding(wrong.oracle, str(wrong))
+        except Runaway as runaway:
+            return Finding("runaway", str(runaway))
+        except Exception:
+            return Finding("escaped", traceback.format_exc())
+    return Finding("log", logged[0]) if logged else None
+
+
 class Play:
     """One program on one connection. ``endings`` counts how connections end."""
 
@@ -71,22 +87,16 @@ class Play:
 
     def run(self, program: Program) -> Finding | None:
         """Play it to its end, or to the server's. The finding, if there is one."""
-        found: list[str] = []
-        with watched_log(found):
-            try:
-                self._start(program)
-                for step in program[1:]:
-                    if self._over or found:
-                        break
-                    self._step(step)
-                self._finish()
-            except Wrong as wrong:
-                return Finding(wrong.oracle, str(wrong))
-            except Runaway as runaway:
-                return Finding("runaway", str(runaway))
-            except Exception:
-                return Finding("escaped", traceback.format_exc())
-        return Finding("log", found[0]) if found else None
+
+        def play(logged: list[str]) -> None:
+            self._start(program)
+            for step in program[1:]:
+                if self._over or logged:
+                    break
+                self._step(step)
+            self._finish()
+
+        return judged(play)
 
     def _start(self, program: Program) -> None:
         first = program[0]

@@ -7,7 +7,6 @@ own error, but never change what the other lines say.
 
 from __future__ import annotations
 
-import traceback
 from base64 import b64encode
 from collections import Counter
 from fnmatch import fnmatchcase
@@ -24,9 +23,9 @@ from twisted.internet.testing import MemoryReactorClock
 from tests.fuzz.channels import Wrong
 from tests.fuzz.grammar import Grammar
 from tests.fuzz.handshakes import Handshakes
-from tests.fuzz.play import Finding
+from tests.fuzz.play import Finding, judged
 from tests.fuzz.steps import Program, Step, edit
-from tests.fuzz.world import World, watched_log
+from tests.fuzz.world import World
 from vmconsole.engine.keyline import parse_key_line
 from vmconsole.errors import ConfigError
 from vmconsole.keyoptions import parse_key_options
@@ -144,15 +143,7 @@ class TextPlay:
         """Read the lines. The finding, if there is one."""
         steps = program[1:]
         self.packets += len(steps)
-        found: list[str] = []
-        with watched_log(found):
-            try:
-                getattr(self, f"_read_{program[0][1]}")(steps)
-            except Wrong as wrong:
-                return Finding(wrong.oracle, str(wrong))
-            except Exception:
-                return Finding("escaped", traceback.format_exc())
-        return Finding("log", found[0]) if found else None
+        return judged(lambda _: getattr(self, f"_read_{program[0][1]}")(steps))
 
     # --- a revocation list, which is read as a whole
 
