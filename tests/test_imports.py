@@ -23,6 +23,7 @@ COMMON = {
     "",
     "audit",
     "config",
+    "endpoints",
     "errors",
     "flight",
     "interfaces",

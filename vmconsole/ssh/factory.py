@@ -7,12 +7,12 @@ from typing import Any
 
 from twisted.conch.ssh import factory
 from twisted.cred.portal import Portal
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEndpoint
 from twisted.logger import Logger
 
 from vmconsole.audit import Audit
 from vmconsole.config import Config
+from vmconsole.endpoints import server_endpoint
 from vmconsole.errors import ConfigError
 from vmconsole.refusals import Refusals
 from vmconsole.ssh.admission import Admission
@@ -100,16 +100,14 @@ class ConsoleSSHFactory(factory.SSHFactory):
 
 
 def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    """What ``ssh.listen`` names; see twisted.internet.endpoints.serverFromString.
+    """What ``ssh.listen`` names; see endpoints.server_endpoint.
 
     Raises ConfigError.
     """
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    except (ValueError, TypeError, LookupError, OSError, RuntimeError) as error:
-        # The last is for a backslash at the end.
+        return server_endpoint(reactor, description)
+    except ValueError as error:
         raise ConfigError(
             f"ssh.listen: {description!r} is no Twisted endpoint (tcp:2222, "
             f"tcp:2222:interface=127.0.0.1): {error}."
         ) from error
-    return endpoint

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from vmconsole.config import Config, EmbeddedEngine
+from vmconsole.endpoints import server_endpoint
 from vmconsole.errors import ConfigError
 
 # What fits into sockaddr_un with its closing zero byte.
@@ -61,14 +61,12 @@ def https_endpoint(reactor: Any, config: Config) -> IStreamServerEndpoint | None
     text = config.engine.embedded.listen
     try:
         # TLS is ours to add: its certificates change.
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, re.sub(r"^ssl:", "tcp:", text))
-    except (ValueError, TypeError, LookupError, OSError, RuntimeError) as error:
-        # The last is for a backslash at the end.
+        return server_endpoint(reactor, re.sub(r"^ssl:", "tcp:", text))
+    except ValueError as error:
         raise ConfigError(
             f"engine.embedded.listen = {text!r} is no Twisted endpoint (tcp:8443, "
             f"tcp:8443:interface=127.0.0.1): {error}."
         ) from error
-    return endpoint
 
 
 def _unix_address(config: Config, text: str) -> UnixAddress:
