@@ -7,7 +7,8 @@ import sys
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
 
-# Connects, sends the header, and passes on both ways: what HAProxy does with `send-proxy`.
+# Connects, sends the header, and passes on both ways, each until its own end: what HAProxy does with
+# `send-proxy`.
 _RELAY = """
 import os, socket, sys, threading
 upstream = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -15,7 +16,7 @@ upstream.sendall(sys.argv[2].encode() + b"\\r\\n")
 def down():
     while data := upstream.recv(65536):
         os.write(1, data)
-    os._exit(0)
+    os.close(1)
 threading.Thread(target=down).start()
 while data := os.read(0, 65536):
     upstream.sendall(data)
