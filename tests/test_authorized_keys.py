@@ -438,6 +438,16 @@ class OptionsTests(KeysTestCase):
         self.engine.keys_gate.callback(None)
         self.failureResultOf(waiting, KeyRefused)
 
+    def test_clock_is_set(self) -> None:
+        """It expires by the time of day."""
+        day = 1000.0
+        self.clock.time_of_day = lambda: day
+        self.options(KeyOptions(expires=1001.0))
+        self.clock.advance(4)
+        self.assertIsNotNone(self.owns())
+        day = 1001.1
+        self.failure(self.keys.owner(ALICE.blob, HERE), KeyRefused)
+
     def test_verify(self) -> None:
         """What a line demands of the signature is passed on."""
         for lines, required in (

@@ -292,6 +292,14 @@ class RefusalTests(CertificateTestCase):
             ["[vmconsole: the certificate expired on 1970-01-01 00:16:50 UTC]\r\n"],
         )
 
+    def test_clock_was_set(self) -> None:
+        """What counts for validity is the time of day, not how long the proxy runs."""
+        blob = issue(CA, KEY, valid_after=1001, valid_before=1010)
+        for moment, answer in ((1000.9, FAILURE), (1001.0, PK_OK), (1010.0, FAILURE)):
+            self.again()
+            self.pair.clock.time_of_day = lambda moment=moment: moment
+            self.assertEqual(self.query(blob), [answer])
+
     def until(self, moment: float) -> None:
         """Time passes up to then."""
         self.pair.clock.advance(moment - self.pair.clock.seconds())
@@ -527,6 +535,23 @@ class SessionTests(CertificateTestCase):
         for name in ("revoked", "detached"):
             (event,) = self.pair.events.named(name)
             self.assertEqual(event["reason"], "Your certificate has expired.")
+
+    def test_clock_is_set(self) -> None:
+        """The certificate's end is one by the time of day: a clock that is set forward past it
+        ends the session within a minute, one that is set back gives it longer."""
+        day = 0.0
+        self.pair.clock.time_of_day = lambda: self.pair.clock.seconds() + day
+        self.pair.advance(10)
+        self.login(issue(CA, KEY, valid_before=3610))
+        channel = self.pair.run(b"vm1", pty=True)
+        day = -3600.0
+        for _ in range(70):
+            self.pair.advance(60)
+        self.assertIsNone(channel.status)
+        day = 3600.0
+        self.pair.advance(60)
+        self.assertEqual(channel.status, 0)
+        self.assertEqual(self.pair.client.disconnected, (11, b"Your certificate has expired."))
 
     def test_gone_before_expiry(self) -> None:
         """Who has left is not waited for, nor told of as revoked."""

@@ -196,6 +196,16 @@ class OwnEngineTests(EngineTestCase):
                 ).authorized_keys()
             )
 
+    def test_clock_is_set(self) -> None:
+        """Tickets have the time of day: an engine by whose clock it is an hour earlier refuses."""
+        engine_clock, self.clock.time_of_day = clock_at(), lambda: self.clock.seconds() + 3600
+        self.result(self.client.authorized_keys())
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        other = EngineInMemory(directory, engine_clock)
+        client = client_of(RequestTraversalAgent(other.root), self.clock)
+        self.failure(client.authorized_keys(), EngineError)
+
     def test_refused(self) -> None:
         """A certificate that is not for tickets: 403, and the text says what to look at."""
         client = client_of(RequestTraversalAgent(self.engine.root), self.clock, signer("client"))

@@ -671,6 +671,13 @@ class ExpiryWatchTests(FilesTestCase):
         self.assertEqual(len(self.logged("expires on 2029-02-26")), 6)
         self.assertEqual(len(self.logged("")), 6)
 
+    def test_clock_is_set(self) -> None:
+        """What counts is the time of day."""
+        self.watch(SIGNER_ENDS - 32 * DAY)
+        self.clock.time_of_day = lambda: self.clock.seconds() + 2 * DAY.total_seconds()
+        self.days(1)
+        self.assertEqual(len(self.logged("engine.certificate (")), 1)
+
     def test_at_start(self) -> None:
         """At the start it is told at once; an end that is past is an error."""
         self.watch(SIGNER_ENDS - DAY)

@@ -71,6 +71,13 @@ class CertificateTests(SynchronousTestCase):
             pair.clock.advance(moment - pair.clock.seconds())
             self.assertEqual(len(pair.beside().server.algorithms.host_keys), count, moment)
 
+    def test_clock_is_set(self) -> None:
+        """That goes by the time of day."""
+        pair = SSHPair(host_keys=host_keys(valid_after=1000, valid_before=2000))
+        for moment, count in ((1000.0, 6), (2000.0, 3)):
+            pair.clock.time_of_day = lambda moment=moment: moment
+            self.assertEqual(len(pair.beside().server.algorithms.host_keys), count, moment)
+
     def test_signature(self) -> None:
         """The certificate stands in the key's place, and the key signs, by its own algorithm."""
         keys = host_keys()

@@ -22,6 +22,7 @@ PARTS = {
 COMMON = {
     "",
     "audit",
+    "clocks",
     "config",
     "endpoints",
     "errors",

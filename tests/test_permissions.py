@@ -380,6 +380,18 @@ class WatchTests(EngineTestCase):
         self.periods()
         self.assertIn("expired", alice.revoked[0])
 
+    def test_clock_is_set(self) -> None:
+        """A key expires by the time of day."""
+        day = 1000.0
+        self.clock.time_of_day = lambda: day
+        self.engine.keys = [key_of("alice", expires=1001.0)]
+        alice = self.login("alice")
+        self.periods(3)
+        self.assertEqual(alice.revoked, [])
+        day = 1001.1
+        self.periods()
+        self.assertIn("expired", alice.revoked[0])
+
     def test_grant_revoked(self) -> None:
         """A VM that is missing from two answers running ends that console, once, and no other."""
         alice = self.login("alice")

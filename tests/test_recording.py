@@ -776,6 +776,20 @@ class ServiceTests(RecordingTestCase):
             self.reactor.pump([100] * 4)
             self.assertFalse(old.exists())
 
+    def test_clock_is_set(self) -> None:
+        """What is too old is so by the time of day, as are the times in a file."""
+        day = START + 1000
+        self.reactor.time_of_day = lambda: day
+        old = self.old(age=-899)
+        recordings = self.recordings(retain_age=100)
+        self.assertFalse(old.exists())
+        recording = self.opened(recordings)
+        day += 1.5
+        recording.write(b"x")
+        self.successResultOf(recordings.stopService())
+        header, events = read(*self.files())
+        self.assertEqual((header["timestamp"], events[0][0]), (START + 1000, 1.5))
+
     def test_finished(self) -> None:
         """A file that is finished makes room for itself within seconds, by age of the others."""
         recordings = self.recordings(retain_bytes=2000, max_size=1500)

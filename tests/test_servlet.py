@@ -116,6 +116,14 @@ class ServletTests(EngineTestCase):
         now = datetime.fromtimestamp(self.clock.seconds(), UTC)
         return sign_ticket("", signer("client"), now, b"x" * size)
 
+    def test_clock_is_set(self) -> None:
+        """A ticket is judged by the time of day."""
+        ticket = self.ticket(KEYS)
+        self.clock.time_of_day = lambda: self.clock.seconds() + 3600
+        self.assertEqual(self.request(ticket)[0], 403)
+        del self.clock.time_of_day
+        self.assertEqual(self.request(ticket)[0], 200)
+
     def test_refusals_are_counted(self) -> None:
         """However many are refused for one reason, one line in ten seconds tells how many; and
         after a pause the next one is told at once."""

@@ -34,8 +34,8 @@ class Login(msgspec.Struct, frozen=True):
     """``SHA256:...`` of the key, as ssh-keygen -l shows it; of a certificate, the certified one."""
     address: str
     answered: float | None = None
-    """When the engine said that this is the user's key (POSIX seconds), if it did not answer at
-    the login; None: it did."""
+    """When the engine said that this is the user's key (``clock.seconds()``), if it did not
+    answer at the login; None: it did."""
     certificate: str = ""
     """Serial, CA and id of the certificate, already escaped; empty: it was a plain key."""
 

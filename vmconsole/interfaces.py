@@ -54,7 +54,8 @@ class KeyOwner(msgspec.Struct, frozen=True):
     verify_required: bool = False
     """Whether the signature has to say that the user was verified, not only present."""
     answered: float | None = None
-    """When the engine said so (POSIX seconds), if it does not answer now; None: it just did."""
+    """When the engine said so (``clock.seconds()``), if it does not answer now; None: it just
+    did."""
 
 
 class ConsoleInfo(msgspec.Struct, frozen=True):

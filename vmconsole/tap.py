@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import secrets
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 
 from vmconsole import __version__, config
 from vmconsole.audit import Audit
+from vmconsole.clocks import make_steady
 from vmconsole.console.pool import ConsolePool
 from vmconsole.console.recording import Recordings
 from vmconsole.console.warm import WarmConsoles
@@ -181,6 +183,7 @@ def makeService(options: Options) -> IService:
     import libvirt_qemu
     from twisted.internet import reactor
 
+    make_steady(reactor, time.monotonic, time.time)
     try:
         return make_proxy(options["loaded"], reactor, libvirt, libvirt_qemu, os.urandom)
     except ConfigError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from vmconsole.clocks import utc_now
 from vmconsole.errors import ConfigError
 from vmconsole.threads import InThread
 
@@ -182,7 +183,7 @@ class WatchedFiles(Service):
                 changed |= watched.take(sight, asked)
         if changed:
             self._changed()
-            tell(self.expiries(now_by(self._reactor)))
+            tell(self.expiries(utc_now(self._reactor)))
 
 
 def reload_all(services: Sequence[WatchedFiles]) -> None:
@@ -203,11 +204,6 @@ def tell(found: Iterator[Expiry] | Sequence[Expiry]) -> None:
 def look_failed(failure: Failure) -> None:
     """Log an error that nobody thought of."""
     _log.failure("Looking at the certificates", failure)
-
-
-def now_by(reactor: Any) -> datetime:
-    """The reactor's time."""
-    return datetime.fromtimestamp(reactor.seconds(), UTC)
 
 
 def threads_of(reactor: Any) -> InThread:

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from vmconsole.clocks import posix_clock, posix_now
 from vmconsole.console.castfiles import CastDirectory, Parts, Piece, Pruned
 from vmconsole.console.recording_failures import cure, reason, unavailable
 from vmconsole.errors import ConsoleUnavailable
@@ -219,7 +220,7 @@ class Recordings(Service):
                 opened.errback(failed(parts))
                 return
             self._trouble = ""
-            recording = Recording(self, parts, self._reactor.seconds)
+            recording = Recording(self, parts, posix_clock(self._reactor))
             self._recordings.add(recording)
             # Nobody waits for it any more, perhaps.
             if opened.called or not self.running:
@@ -234,7 +235,7 @@ class Recordings(Service):
 
         if self._overdue:
             return fail(failed(_silent()))
-        self._run(partial(self._make, info, self._reactor.seconds()), made)
+        self._run(partial(self._make, info, posix_now(self._reactor)), made)
         return opened.addTimeout(_OPEN_SECONDS, self._reactor, too_late)
 
     # --- for Recording
@@ -306,7 +307,7 @@ class Recordings(Service):
 
     def _prune(self) -> None:
         self._next_prune = None
-        self._run(partial(self._look, self._reactor.seconds()), self._looked)
+        self._run(partial(self._look, posix_now(self._reactor)), self._looked)
 
     def _prune_soon(self) -> None:
         soon = self._reactor.seconds() + _PRUNE_SOON

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from vmconsole.clocks import posix_now
 from vmconsole.engine.last_answer import Answer, LastAnswer, Lifetimes, Outage
 from vmconsole.engine.slices import in_slices
 from vmconsole.errors import EngineUnreachable, KeyRefused
@@ -136,7 +137,7 @@ class AuthorizedKeys:
     async def owner(self, blob: bytes, address: str) -> KeyOwner | None:
         """See IPermissions."""
         answer = await self._answer(lambda index: blob in index.users)
-        owner = answer.value.owner(blob, address, self._clock.seconds())
+        owner = answer.value.owner(blob, address, posix_now(self._clock))
         if answer.answered is None:
             return owner
         if owner is None:

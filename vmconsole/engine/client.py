@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 
 import msgspec
 from treq.client import HTTPClient
@@ -15,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from vmconsole import pki
+from vmconsole.clocks import utc_now
 from vmconsole.engine.credentials import ticket_certificate_problems
 from vmconsole.engine.exchange import Exchange, Reply
 from vmconsole.engine.replies import Problems, read_consoles, read_keys
@@ -91,15 +91,15 @@ class EngineClient:
         identity = await self._credentials()
         data = {"command": command, "version": 1, **arguments, "features": _FEATURES}
         ticket = sign_ticket(
-            msgspec.json.encode(data).decode(), identity, self._now(), self._random(SALT_BYTES)
+            msgspec.json.encode(data).decode(),
+            identity,
+            utc_now(self._clock),
+            self._random(SALT_BYTES),
         )
         reply = await self._exchange.post(ticket, max_reply)
         if reply.status != 200:
             raise self._refusal(reply, identity)
         return reply
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.seconds(), UTC)
 
     def _refusal(self, reply: Reply, identity: pki.Identity) -> EngineError:
         who, status = self._called, reply.status
@@ -128,7 +128,7 @@ class EngineClient:
 
     def _suspicions(self, reply: Reply, identity: pki.Identity) -> str:
         """What is wrong with our certificate and with the clocks, as far as it shows from here."""
-        now = self._now()
+        now = utc_now(self._clock)
         found = [
             f" Our certificate: {problem}."
             for problem in ticket_certificate_problems(identity.certificate, now)

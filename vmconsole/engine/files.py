@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from vmconsole import pki
+from vmconsole.clocks import utc_now
 from vmconsole.config import Config
 from vmconsole.engine.credentials import (
     HOST_CERTIFICATES,
@@ -30,7 +31,6 @@ from vmconsole.watched import (
     Watched,
     WatchedFiles,
     look_failed,
-    now_by,
     tell,
     threads_of,
 )
@@ -128,7 +128,7 @@ class ExpiryWatch(Service):
         return Deferred.fromCoroutine(self._look_at_all()).addErrback(look_failed)
 
     async def _look_at_all(self) -> None:
-        now = now_by(self._reactor)
+        now = utc_now(self._reactor)
         for files in self._files:
             tell(files.expiries(now))
         for path in self._host_paths:

@@ -42,7 +42,7 @@ class Answer(msgspec.Struct, Generic[T], frozen=True):
 
     value: T
     answered: float | None = None
-    """When (POSIX seconds), if it does not answer now; None: it just did."""
+    """When (``clock.seconds()``), if it does not answer now; None: it just did."""
 
 
 class LastAnswer(Generic[T]):

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from vmconsole.clocks import posix_now
 from vmconsole.engine.authorized_keys import AuthorizedKeys
 from vmconsole.engine.console_lists import ConsoleLists
 from vmconsole.engine.last_answer import Lifetimes, Outage
@@ -145,7 +146,7 @@ class Permissions(Service):
             return
         for watch in list(self._watches):
             with self._log.failuresHandled("Looking at the key of a login"):
-                watch.look_at_key(index, began)
+                watch.look_at_key(index, began, posix_now(self._clock))
 
     async def _look_at_consoles(self) -> None:
         users = {watch.user.id for watch in self._watches if watch.consoles}

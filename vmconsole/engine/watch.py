@@ -75,8 +75,9 @@ class Watch:
         """See IWatch."""
         self._stopped(self)
 
-    def look_at_key(self, index: Index, now: float) -> None:
-        """Whether the key, or the name in the certificate, would let its user in now."""
+    def look_at_key(self, index: Index, when: float, now: float) -> None:
+        """Whether the key, or the name in the certificate, would let its user in at ``now`` (POSIX
+        seconds), by what the engine was asked at ``when`` (the clock's)."""
         if self._blob is None:
             try:
                 named = index.user_named((self.user.name,))
@@ -88,7 +89,7 @@ class Watch:
                     "Your certificate no longer lets you in: the engine does not know its user."
                 )
             else:
-                self.passed("key", now)
+                self.passed("key", when)
             return
         try:
             owner = index.owner(self._blob, self._address, now)
@@ -98,9 +99,9 @@ class Watch:
         if owner is None or owner.user.id != self.user.id:
             self.revoke("Your key no longer lets you in: the engine does not know it as yours.")
         else:
-            self.passed("key", now)
+            self.passed("key", when)
 
-    def look_at_consoles(self, consoles: Sequence[ConsoleInfo], now: float) -> None:
+    def look_at_consoles(self, consoles: Sequence[ConsoleInfo], when: float) -> None:
         """Whether the open consoles are still among what the user may open."""
         now_open = {console.vm_id: console for console in consoles}
         for watch in list(self.consoles):
@@ -115,7 +116,7 @@ class Watch:
             if console.role != watch.role:
                 watch.role = console.role
                 watch.role_changed(console.role)
-        self.passed("consoles", now)
+        self.passed("consoles", when)
 
     def passed(self, look: Look, when: float) -> None:
         """The engine gave a good answer, and all was well."""

@@ -15,12 +15,16 @@ from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
 from vmconsole.audit import Audit, Login
+from vmconsole.clocks import posix_now, posix_of
 from vmconsole.interfaces import IPermissions, IWatch
 from vmconsole.publickeys import fingerprint
 from vmconsole.ssh.certificates import Certificate
 from vmconsole.ssh.checker import Proof
 from vmconsole.ssh.commands import Commands
 from vmconsole.ssh.session import SessionChannel
+
+# Seconds after which a certificate's end is looked at again: meanwhile the clock may be set.
+_EXPIRY_LOOK = 60.0
 
 
 class Connection(msgspec.Struct, frozen=True):
@@ -35,6 +39,8 @@ class ConsoleAvatar(ConchUser):
 
     watch: IWatch
     """The look at whether the login still holds."""
+    expiry: IDelayedCall | None = None
+    """The next look at whether its certificate does."""
 
     def __init__(
         self,
@@ -124,7 +130,8 @@ class ConsoleRealm:
         )
         avatar = ConsoleAvatar(login, avatarId, self._commands, self._clock, self._max_sessions)
         self._avatars[avatar] = None
-        expiry = self._end_with(avatar, certificate)
+        if certificate is not None and certificate.expires is not None:
+            self._look_later(avatar, certificate.expires)
 
         def revoked(reason: str) -> None:
             if not avatar.revoked:
@@ -135,7 +142,7 @@ class ConsoleRealm:
             if since is None:
                 self._audit.checked(login)
             else:
-                self._audit.unchecked(login, since)
+                self._audit.unchecked(login, posix_of(self._clock, since))
 
         avatar.watch = self._permissions.watch(
             avatarId.blob if certificate is None else None,
@@ -147,19 +154,20 @@ class ConsoleRealm:
 
         def logout() -> None:
             self._avatars.pop(avatar, None)
-            if expiry is not None and expiry.active():
-                expiry.cancel()
+            if avatar.expiry is not None and avatar.expiry.active():
+                avatar.expiry.cancel()
             avatar.watch.stop()
 
         return IConchUser, avatar, logout
 
-    def _end_with(
-        self, avatar: ConsoleAvatar, certificate: Certificate | None
-    ) -> IDelayedCall | None:
-        if certificate is None or certificate.expires is None:
-            return None
-        left = max(0.0, certificate.expires - self._clock.seconds())
-        return self._clock.callLater(left, self._expired, avatar)
+    def _look_later(self, avatar: ConsoleAvatar, expires: float) -> None:
+        left = max(0.0, expires - posix_now(self._clock))
+        avatar.expiry = self._clock.callLater(
+            min(left, _EXPIRY_LOOK), self._look_at_expiry, avatar, expires
+        )
 
-    def _expired(self, avatar: ConsoleAvatar) -> None:
-        avatar.watch.revoke("Your certificate has expired.")
+    def _look_at_expiry(self, avatar: ConsoleAvatar, expires: float) -> None:
+        if posix_now(self._clock) < expires:
+            self._look_later(avatar, expires)
+        else:
+            avatar.watch.revoke("Your certificate has expired.")

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from vmconsole.clocks import posix_now
 from vmconsole.errors import KeyRefused
 from vmconsole.interfaces import IPermissions, KeyOwner
 from vmconsole.publickeys import KEY_TYPES, RSA_BITS
@@ -166,7 +167,7 @@ class EngineKeyChecker:
         if self._trust.revoked.revokes(certificate):
             raise NotHere("the certificate has been revoked")
         try:
-            check_user_certificate(certificate, address, self._clock.seconds())
+            check_user_certificate(certificate, address, posix_now(self._clock))
         except CertificateRefused as error:
             raise NotHere(str(error)) from error
 

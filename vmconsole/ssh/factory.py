@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime, IStreamServerEnd
 from twisted.logger import Logger
 
 from vmconsole.audit import Audit
+from vmconsole.clocks import posix_now
 from vmconsole.config import Config
 from vmconsole.endpoints import server_endpoint
 from vmconsole.errors import ConfigError
@@ -89,7 +90,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
         return protocol
 
     def _offered(self) -> Algorithms:
-        usable = self.host_keys.offered(self.clock.seconds())
+        usable = self.host_keys.offered(posix_now(self.clock))
         names = [name for name in self._algorithms.host_keys if name in usable]
         return self._algorithms._replace(host_keys=names)
 

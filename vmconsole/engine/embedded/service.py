@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 
 from vmconsole import pki
 from vmconsole.audit import Audit
+from vmconsole.clocks import posix_clock, utc_now
 from vmconsole.config import Config
 from vmconsole.engine.embedded.answers import Answers
 from vmconsole.engine.embedded.changes import ChangeWatch
@@ -45,7 +46,6 @@ from vmconsole.errors import (
 from vmconsole.flight import Flight
 from vmconsole.interfaces import IDomainSource
 from vmconsole.threads import DaemonThreadPool
-from vmconsole.watched import now_by
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class EmbeddedEngine(Service):
         self.files = EmbeddedFiles(reactor, config, self._trust)
         url = database_url(config)
         self._waits_for_database = database_file(url) is None
-        self._store = Store(url, reactor.seconds)
+        self._store = Store(url, posix_clock(reactor))
         self._inventory = Inventory()
         self._answers = Answers(self._store, self._inventory, self._in_store, reactor)
         self._watch = HostWatch(source, self._inventory)
@@ -148,7 +148,7 @@ class EmbeddedEngine(Service):
 
     def _read_identities(self) -> TicketIdentities:
         """In a thread."""
-        return ticket_identities(self._config.state_directory, now_by(self._reactor))
+        return ticket_identities(self._config.state_directory, utc_now(self._reactor))
 
     async def _renew(self) -> None:
         try:

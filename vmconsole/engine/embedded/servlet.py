@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
@@ -13,6 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
+from vmconsole.clocks import utc_now
 from vmconsole.engine.embedded.answers import Answers, Features, Reply, console_list
 from vmconsole.engine.embedded.connections import LimitedSite
 from vmconsole.engine.ticket import MAX_TICKET_BYTES, TicketRefused, TicketVerifier
@@ -71,7 +71,7 @@ class ConsoleProxyServlet(Resource):
         return NOT_DONE_YET
 
     async def _answer(self, body: bytes) -> tuple[int, Reply]:
-        now = datetime.fromtimestamp(self._clock.seconds(), UTC)
+        now = utc_now(self._clock)
         try:
             command = self._verifier.verify(body, now)
             if self._asking >= _ASKING:
