@@ -7,8 +7,8 @@ import sys
 from tests.functional.case import FunctionalTestCase
 from tests.functional.process import Child
 
-# Connects, sends the header, and passes on both ways, each until its own end: what HAProxy does with
-# `send-proxy`.
+# Connects, sends the header, and passes on both ways, each until its own end: what HAProxy does
+# with `send-proxy`.
 _RELAY = """
 import os, socket, sys, threading
 upstream = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
