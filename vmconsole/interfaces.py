@@ -153,7 +153,7 @@ class IPermissions(Interface):
 
         ``blob`` is its key; None: it goes by a certificate, and so by the user's name.
         ``revoked`` is called once, with a sentence for the user. ``unchecked`` is called with the
-        time (POSIX seconds) of the last good look when the engine gives no usable answer any
+        time (``clock.seconds()``) of the last good look when the engine gives no usable answer any
         more, and with None when it does again.
         """
 
@@ -162,8 +162,8 @@ class IWatch(Interface):
     """The look at one login."""
 
     unconfirmed = Attribute(
-        "When the engine gave the old answer by which the login was let in (POSIX seconds), until "
-        "it has given a new one, or the user was told; None: one of these."
+        "When the engine gave the old answer by which the login was let in (clock.seconds()), "
+        "until it has given a new one, or the user was told; None: one of these."
     )
 
     def console(
