@@ -75,9 +75,29 @@ class HostKeyTests(SynchronousTestCase):
         pki.write_private(self.state / "garbage", b"no key at all")
         self.assertIn("no private key", self.refused("garbage"))
 
+    def test_public_half(self) -> None:
+        """A public key in the place of a private one is refused: no handshake would succeed."""
+        self.state.mkdir()
+        for raw in (ed25519.Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048)):
+            public = Key(raw).public().toString("OPENSSH")
+            pki.write_private(self.state / "public", public)
+            self.assertIn("public half", self.refused("public"))
+
+    def test_cut_short(self) -> None:
+        """A file that ends too early, as after a full disk, is refused, wherever it was cut."""
+        self.state.mkdir()
+        whole = Key(ed25519.Ed25519PrivateKey.generate()).toString("OPENSSH", subtype="v1")
+        for size in range(len(whole) // 2):
+            pki.write_private(self.state / "cut", whole[:size])
+            self.assertIn("no private key", self.refused("cut"))
+
     def test_missing_with_an_odd_name(self) -> None:
-        """A missing key whose kind its name does not tell is not made."""
+        """A missing key whose kind its name does not tell is not made, and a check that makes
+        nothing tells of it, too."""
         self.assertIn("ed25519 or rsa", self.refused("hostkey"))
+        with self.assertRaises(ConfigError):
+            load_host_keys(self.config("hostkey"), make_missing=False)
+        self.assertEqual(load_host_keys(self.config("ed25519"), make_missing=False), [])
 
     def test_cannot_be_made(self) -> None:
         """A state directory that cannot be written to is told."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import SSHCertificateType
-from twisted.conch.ssh.keys import BadKeyError, EncryptedKeyError, Key
+from twisted.conch.ssh.keys import EncryptedKeyError, Key
 
 from vmconsole.config import Config
 from vmconsole.errors import ConfigError
@@ -17,6 +18,7 @@ from vmconsole.publickeys import decode_key, fingerprint
 from vmconsole.ssh.certificates import (
     CERTIFICATE_ALGORITHMS,
     SUFFIX,
+    UNPARSABLE,
     Certificate,
     CertificateError,
     parse_certificate,
@@ -111,9 +113,10 @@ def load_host_keys(config: Config, make_missing: bool = True) -> list[Key]:
         try:
             key = _load_host_key(path)
         except FileNotFoundError:
+            generate = _generator(path)
             if not make_missing:
                 continue
-            key = _make_host_key(path)
+            key = _make_host_key(path, generate)
         kind = key.sshType()
         if kind not in _SIGNATURES:
             raise ConfigError(f"{path}: a host key is ed25519 or RSA, not {kind.decode()}.")
@@ -187,24 +190,26 @@ def _load_host_key(path: Path) -> Key:
         raise ConfigError(
             f"{path}: the host key has a passphrase; nobody is there to type it."
         ) from error
-    except (BadKeyError, ValueError, LookupError) as error:
+    except UNPARSABLE as error:
         raise ConfigError(
             f"{path}: this is no private key. Move it away, and a new one is made."
         ) from error
+    if key.isPublic():
+        raise ConfigError(f"{path}: this is the public half of a host key; name the private one.")
     return key
 
 
-def _make_host_key(path: Path) -> Key:
-    raw: Any
+def _generator(path: Path) -> Callable[[], Any]:
+    """What makes the key that is missing; its name says of which type. Raises ConfigError."""
     if "rsa" in path.name:
-        raw = rsa.generate_private_key(65537, _RSA_BITS)
-    elif "ed25519" in path.name:
-        raw = ed25519.Ed25519PrivateKey.generate()
-    else:
-        raise ConfigError(
-            f"{path} is missing. It would be made if its name had ed25519 or rsa in it."
-        )
-    key = Key(raw)
+        return partial(rsa.generate_private_key, 65537, _RSA_BITS)
+    if "ed25519" in path.name:
+        return ed25519.Ed25519PrivateKey.generate
+    raise ConfigError(f"{path} is missing. It would be made if its name had ed25519 or rsa in it.")
+
+
+def _make_host_key(path: Path, generate: Callable[[], Any]) -> Key:
+    key = Key(generate())
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, key.toString("OPENSSH", subtype="v1", comment="vmconsole"))
