@@ -435,6 +435,14 @@ class ParseTests(SynchronousTestCase):
         ):
             self.assertRaises(CommandSyntaxError, parse, text)
 
+    def test_many_words(self) -> None:
+        """A line of more words than any command has is refused before argparse sees it, which
+        would take long."""
+        parse(b"connect --vm-id 1" + b" --wait" * 13)
+        for text in (b"connect --vm-id 1" + b" --wait" * 14, b"connect" + b" --a" * 1000):
+            with self.assertRaisesRegex(CommandSyntaxError, "more than 16 words"):
+                parse(text)
+
     def test_names_vm(self) -> None:
         """It is known whether a VM is named."""
         for text, named in ((b"connect --wait", False), (b"connect --vm-id 1", True)):

@@ -13,6 +13,8 @@ from vmconsole.text import printable
 
 # Bytes; shlex takes time that grows with the square of a word's length.
 _LONGEST_LINE = 4096
+# argparse takes 25 ms for the words that such a line may have.
+_MOST_WORDS = 16
 
 
 class CommandSyntaxError(VMConsoleError):
@@ -100,6 +102,8 @@ def parse(line: bytes) -> Request:
         words = shlex.split(line.decode("utf-8", "replace"))
     except ValueError as error:
         raise CommandSyntaxError(f"{error}: check the quotes.") from error
+    if len(words) > _MOST_WORDS:
+        raise CommandSyntaxError(f"The command line has more than {_MOST_WORDS} words.")
     # ovirt-vmconsole takes --debug before its command; errors here need none.
     if words[:1] == ["--debug"]:
         words = words[1:]
