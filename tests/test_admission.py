@@ -335,6 +335,26 @@ class CapTests(AdmissionTestCase):
             client.entry.left()
         self.assertEqual(self.connect("203.0.113.2").told, "too many connections; try again later")
 
+    def test_refused_hold_few_places(self) -> None:
+        """An eighth of the places at most is held by who was refused and has not gone yet: the
+        others are put out at once. So one address that connects without end pauses no port."""
+        self.use(Limits(unauthenticated=32, per_address=3))
+        self.log_in(3, HOME)
+        refused = self.storm(200)
+        self.assertEqual({client.told for client in refused}, {refused[0].told})
+        self.assertEqual((self.admission.unauthenticated, self.ports), (4, []))
+        self.assertTrue(self.connect(AWAY).served)
+        refused[0].entry.left()
+        self.storm(2)
+        self.assertEqual(self.admission.unauthenticated, 5)
+
+    def test_banned_hold_few_places(self) -> None:
+        """Nor do those who waited when their address was banned."""
+        self.use(Limits(unauthenticated=80, ban_after=1))
+        clients = self.storm(int(BURST) + 30)
+        clients[0].entry.left()
+        self.assertEqual(self.admission.unauthenticated, BURST - 1 + 10)
+
     def test_logged_once(self) -> None:
         """A thousand refusals are one line, a second one with their number when it is over, and
         then silence."""

@@ -21,6 +21,9 @@ _OLD = 2.0
 # The share of the places that must be held by such old ones. With less, the others change hands
 # quickly, and who waits in the kernel's backlog soon gets in.
 _OLD_SHARE = 0.75
+# The share of the places for clients that were refused and have not left yet. One address, refused
+# as fast as it connects, would otherwise hold them all.
+_REFUSED_SHARE = 1 / 8
 # Seconds from one that is dropped to the next. A backlog of 50, Twisted's, passes in 5 s, which
 # clients wait; and 10 handshakes a second are a thirtieth of a core.
 _DROP_EVERY = 0.1
@@ -121,6 +124,7 @@ class Admission:
         self._open = 0
         self._placed = 0
         self._waiting = 0
+        self._refused = 0
         # In the order in which they were accepted. Who was refused is here until it is gone, so
         # that their sockets are bounded, too.
         self._unauthenticated: dict[Entry, None] = {}
@@ -168,10 +172,9 @@ class Admission:
         source = self._sources.find(name, now) if name is not None else None
         reason = self._refusal(source, now)
         if reason is not None:
-            entry.state = State.REFUSED
             if source is not None:
                 self._sources.left(source, now)
-            entry.refuse(reason)
+            self._turn_away(entry, reason)
             return
         self._placed += 1
         entry.source = source
@@ -204,6 +207,8 @@ class Admission:
         state, entry.state = entry.state, State.GONE
         self._open -= 1
         self._unauthenticated.pop(entry, None)
+        if state is State.REFUSED:
+            self._refused -= 1
         if state is State.SERVED and failed and not entry.dropped and entry.source is not None:
             self._failed(entry.source)
         if state not in (State.ACCEPTED, State.REFUSED):
@@ -225,6 +230,14 @@ class Admission:
             self._refuse_for(f"there are {limits.connections} (limits.connections)")
             return "too many connections; try again later"
         return None
+
+    def _turn_away(self, entry: Entry, reason: str) -> None:
+        entry.state = State.REFUSED
+        self._refused += 1
+        entry.refuse(reason)
+        if self._refused > max(1, int(self._limits.unauthenticated * _REFUSED_SHARE)):
+            # It may miss the sentence.
+            entry.evict(reason)
 
     def _refuse_for(self, reason: str) -> None:
         self._refusals.tell("Refused a connection", reason)
@@ -261,9 +274,8 @@ class Admission:
             "in a row ended without a login (limits.ban_after)",
         )
         for entry in list(source.waiting):
-            entry.state = State.REFUSED
             self._unplace(entry)
-            entry.refuse(_banned(source, now))
+            self._turn_away(entry, _banned(source, now))
 
     def _serve(self, entry: Entry) -> None:
         entry.state = State.SERVED
