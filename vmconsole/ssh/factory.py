@@ -25,6 +25,7 @@ from vmconsole.ssh.handshakes import Handshakes
 from vmconsole.ssh.hostkeys import HostKeys
 from vmconsole.ssh.session_counts import SessionCounts
 from vmconsole.ssh.transport import ConsoleTransport
+from vmconsole.ssh.turns import Turns
 
 
 class ConsoleSSHFactory(factory.SSHFactory):
@@ -61,6 +62,7 @@ class ConsoleSSHFactory(factory.SSHFactory):
         self.settings = config.ssh
         self.admission = admission
         self.handshakes = Handshakes(clock)
+        self.turns = Turns(clock)
         self.refusals = Refusals(self._log, clock)
         self.session_counts = SessionCounts(config.limits.sessions_per_user, clock)
         # Conch would say for each connection that it has none; group exchange is not offered.

@@ -200,10 +200,10 @@ class ConsoleTransport(PacketTransport):
         super().release()
 
     def rest(self) -> None:
-        """Go on in the next turn of the reactor."""
+        """Go on in a later turn of the reactor."""
         self._resting = True
         self._read_or_not()
-        self.factory.clock.callLater(0, self._go_on)
+        self.factory.turns.add(self._go_on)
 
     def _go_on(self) -> None:
         self._resting = False
