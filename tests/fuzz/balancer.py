@@ -12,10 +12,11 @@ from random import Random
 from typing import Any, NamedTuple
 
 from tests.fuzz.channels import Wrong
+from tests.fuzz.edits import edit
 from tests.fuzz.grammar import Grammar, hello
 from tests.fuzz.handshakes import Handshakes
 from tests.fuzz.peer import ServerEnd
-from tests.fuzz.steps import Program, edit
+from tests.fuzz.steps import Program
 
 HOME = ("198.51.100.7", "198.51.100.255", "2001:db8:7::1")
 """Addresses from which the key ``home`` may be used."""

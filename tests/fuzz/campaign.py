@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from tests.fuzz.balancer import proxy_program
 from tests.fuzz.crowd import CrowdPlay
 from tests.fuzz.crowds import crowd_program
-from tests.fuzz.grammar import Grammar, login_program, session_program
+from tests.fuzz.grammar import Grammar
 from tests.fuzz.handshakes import bytes_program, handshake_program
 from tests.fuzz.keyring import Known, make_ring
+from tests.fuzz.lives import LivesPlay
+from tests.fuzz.lives_programs import lives_program
 from tests.fuzz.mutate import mutate
 from tests.fuzz.peer import Runaway
 from tests.fuzz.play import Finding, Play
+from tests.fuzz.programs import certificate_program, login_program, session_program
 from tests.fuzz.repeats import repeated_program
 from tests.fuzz.steps import Program
 from tests.fuzz.texts import TextPlay, texts_program
@@ -30,21 +33,24 @@ LAYERS: dict[str, Callable[[Grammar, int], Program]] = {
     "bytes": bytes_program,
     "handshake": handshake_program,
     "login": login_program,
+    "certificate": certificate_program,
     "session": session_program,
     "repeat": repeated_program,
     "proxy": proxy_program,
     "crowd": crowd_program,
+    "lives": lives_program,
     "texts": texts_program,
 }
 # Layers whose makers put in all the mistakes by themselves.
-_UNCHANGED = {"repeat", "crowd", "texts"}
+_UNCHANGED = {"repeat", "crowd", "lives", "texts"}
 _LENGTHS = {
     **{"bytes": 12, "handshake": 10, "login": 60, "session": 150, "repeat": 0},
-    **{"proxy": 12, "crowd": 250, "texts": 30},
+    **{"certificate": 12, "proxy": 12, "crowd": 250, "lives": 60, "texts": 30},
 }
 # Who plays a program, by its first step.
 _PLAYS: dict[str, Callable[[World, Counter[str]], Any]] = {
     "crowd": CrowdPlay,
+    "lives": LivesPlay,
     "texts": TextPlay,
 }
 # How often a step has a mistake in it: whole runs by the book find what one with a mistake in its

@@ -78,6 +78,8 @@ class Channels:
         self._most = most
         self.lawful = True
         """The client has kept the rules."""
+        self.terminals = True
+        """Whoever is logged in may have some."""
         self.known: dict[int, Channel] = {}
         """By the server's number, until both sides have closed."""
         self._opening: dict[int, deque[Owed]] = {}
@@ -197,6 +199,8 @@ class Channels:
             return
         allowed = {SUCCESS, FAILURE} if name in _SOMETIMES else {FAILURE}
         if name == b"env" and not _harmless(reader.rest):
+            allowed = {FAILURE}
+        if name == b"pty-req" and not self.terminals:
             allowed = {FAILURE}
         starts = name in (b"shell", b"exec")
         channel.may_run = channel.may_run or starts

@@ -49,12 +49,16 @@ class Connection:
         if balanced:
             self._receiver.dataReceived(v2(visitor.address))
         shown = visitor.address or "0.0.0.0"
-        self._maker = Maker(world.ring, ALICE.name.encode())
-        self.ledger = Ledger(ring_at(world.ring, shown), world.users, 1)
+        self._maker = Maker(world.ring, ALICE.name.encode(), world.time_of_day)
+        self.ledger = self.make_ledger(world, shown)
         self._client: Client | None = None
         self.wants: list[Any] | None = None
         """The login that it will send."""
         self.good = self.rubbish = self.clings = False
+
+    def make_ledger(self, world: World, address: str) -> Ledger:
+        """The account of it."""
+        return Ledger(ring_at(world.ring, address), world.users, 1)
 
     def first_word(self) -> tuple[int, str]:
         """What the server said first to one that does not talk: the message's number, and the

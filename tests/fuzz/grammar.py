@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from tests.fuzz.certify import HOWS, KIND
+from tests.fuzz.authority import SUFFIX, specification
 from tests.fuzz.keyring import PROVE
 from tests.fuzz.sealed import SUITES
-from tests.fuzz.steps import Program, Step
+from tests.fuzz.steps import Step
 
 _U32 = (0, 1, 2, 4, 255, 1000, 32768, 32769, 35000, 65536, 131072, 2**20, 2**31 - 1, 2**31)
 _EDGES = (*_U32, 2**32 - 1, 2**32 - 2)
@@ -22,7 +22,7 @@ _METHODS = (
     b"gssapi-with-mic",
     b"\xff",
 )
-KEYS = ("alice", "rsa", "ecdsa", "sk", "small", "stranger", "pin", "home")
+KEYS = ("alice", "rsa", "ecdsa", "sk", "small", "stranger", "pin", "home", "bob", "lost")
 _OWN = {
     "alice": "ssh-ed25519",
     "stranger": "ssh-ed25519",
@@ -32,7 +32,14 @@ _OWN = {
     "home": "ssh-ed25519",
     "rsa": "rsa-sha2-512",
     "small": "rsa-sha2-512",
+    "bob": "ssh-ed25519",
+    "lost": "ssh-ed25519",
 }
+# Keys that are in certificates.
+CERTIFIED = (
+    *("alice", "alice", "alice", "rsa", "rsa", "ecdsa", "ecdsa", "bob", "stranger"),
+    *("lost", "small", "sk"),
+)
 _ALGORITHMS = (
     *_OWN.values(),
     "rsa-sha2-256",
@@ -150,16 +157,39 @@ class Grammar:
         step = self._auth(user, service, key, algorithm, how, random.random() < 0.6)
         fields = step[1]
         if roll < 0.3:
-            fields[5] = string(KIND)
-            fields[6] = ["cert", random.choice(("alice", "alice", "stranger")), random.choice(HOWS)]
-            if len(fields) > 7:
-                algorithm = random.choice(("ssh-ed25519", "ssh-ed25519", KIND.decode()))
-                fields[7] = ["sig", fields[6][1], algorithm, random.choice(("", "", "other"))]
-        elif roll < 0.36 and len(fields) > 7:
+            return self.certified(user, service)
+        if roll < 0.36 and len(fields) > 7:
             fields[7] = ["sig", random.choice(KEYS), algorithm, how]
         elif roll < 0.42:
             fields[6] = string(self.junk(200))
         return step
+
+    def certified(self, user: bytes = _USERS[0], service: bytes = _SERVICES[0]) -> Step:
+        """A request with a certificate, that may be right."""
+        random = self.random
+        if random.random() < 0.3:
+            return self.login_by(random.choice(CERTIFIED[:9]), specification(random, sound=True))
+        key = random.choice(CERTIFIED)
+        plain = random.choice(_ALGORITHMS) if random.random() < 0.05 else _OWN[key]
+        if plain == "rsa-sha2-512" and random.random() < 0.4:
+            plain = random.choice(("rsa-sha2-256", "ssh-rsa"))
+        suffix = SUFFIX.decode() if random.random() < 0.97 else ""
+        fields = [["c", 50], string(user), string(service), string(b"publickey")]
+        signed = random.random() < 0.5
+        fields += [["c", int(signed)], string((plain + suffix).encode("latin-1"))]
+        fields.append(["cert", key, specification(random)])
+        if signed:
+            named = plain if random.random() < 0.95 else plain + suffix
+            how = random.choice(("", "", "", "", "", "", "other", "sha1"))
+            signer = key if random.random() < 0.95 else random.choice(KEYS)
+            fields.append(["sig", signer, named, how])
+        return self.send(*fields)
+
+    def login_by(self, key: str, how: dict[str, Any]) -> Step:
+        """A request with this certificate, signed as it should be."""
+        fields = [["c", 50], string(b"vmproxy"), string(b"ssh-connection"), string(b"publickey")]
+        fields += [["c", 1], string(_OWN[key].encode() + SUFFIX), ["cert", key, how]]
+        return self.send(*fields, ["sig", key, _OWN[key], ""])
 
     # --- after it
 
@@ -182,12 +212,12 @@ class Grammar:
         (chosen,) = self.random.choices([m for m, _ in makers], [w for _, w in makers])
         return chosen()
 
-    def session(self) -> list[Step]:
-        """A channel that is opened, prepared, and runs something."""
+    def session(self, plain: bool = False) -> list[Step]:
+        """A channel that is opened, prepared, and runs something; ``plain``: on a console."""
         steps = [self.open(plain=True)]
         if self.random.random() < 0.7:
             steps.append(self._request(b"pty-req", *self._terminal()))
-        line = self.line()
+        line = b"vm1" if plain else self.line()
         steps.append(self._request(b"exec", string(line)) if line else self._request(b"shell"))
         return steps
 
@@ -328,33 +358,3 @@ HELLO = b"SSH-2.0-OpenSSH_9.2"
 def hello(random: Random, *tampers: list[Any]) -> Step:
     """A handshake."""
     return ["hello", HELLO.hex(), list(tampers), random.choice(SUITES)]
-
-
-def session_program(grammar: Grammar, length: int) -> Program:
-    """After the login: sessions, and all that can be said in them."""
-    random = grammar.random
-    program: Program = [hello(random), grammar.login(random.choice(KEYS[:4]))]
-    while len(program) < length:
-        if random.random() < 0.15:
-            program += grammar.session()
-        else:
-            program.append(grammar.anything())
-    return program
-
-
-def login_program(grammar: Grammar, length: int) -> Program:
-    """Before the login: requests, good and bad, and what has no place there."""
-    random = grammar.random
-    program: Program = [hello(random)]
-    while len(program) < length:
-        roll = random.random()
-        if roll < 0.9:
-            program.append(grammar.attempt())
-        elif roll < 0.93:
-            program.append(grammar.login(random.choice(KEYS[:4])))
-        elif roll < 0.97:
-            name = random.choice((b"ssh-userauth", b"ssh-connection", b"", b"\xff"))
-            program.append(grammar.send(["c", 5], string(name)))
-        else:
-            program.append(grammar.anything())
-    return program

@@ -11,8 +11,7 @@ from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import ISSHPrivateKey
 from zope.interface import implementer
 
-from tests.fuzz import holes_crowd
-from tests.fuzz.certify import STRANGER, public_line
+from tests.fuzz import holes_crowd, holes_lives, holes_trust
 from tests.fuzz.holes_crowd import with_connection
 from tests.fuzz.keyring import PROVE, Known, sign
 from tests.fuzz.world import World
@@ -218,11 +217,6 @@ def _credulous(ring: Any) -> World:
     return world
 
 
-def _trusting(ring: Any) -> World:
-    # Another CA's certificates count, too.
-    return World(ring, public_line() + public_line(STRANGER))
-
-
 HOLES: dict[str, Callable[[Any], World]] = {
     "unguarded": _with_transport(_Unguarded),
     "boundless": _with_transport(_Boundless),
@@ -243,7 +237,8 @@ HOLES: dict[str, Callable[[Any], World]] = {
     "chatty": with_connection(_Chatty),
     "forgetful": with_connection(_Forgetful),
     "credulous": _credulous,
-    "trusting": _trusting,
     **holes_crowd.HOLES,
+    **holes_trust.HOLES,
+    **holes_lives.HOLES,
 }
 """What each is called -> how a server that has it is made."""

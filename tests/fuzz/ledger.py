@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.fuzz.certify import certified
+from tests.fuzz.certify import NO_CERTIFICATE, Judged
 from tests.fuzz.channels import Channels, Owed, Wrong, settle, take
-from tests.fuzz.keyring import PROVE, Known, Malformed, Reader, judge, proves
-from tests.sshpair import ALICE
+from tests.fuzz.keyring import PROVE, Known, Malformed, Reader, proves
+from tests.fuzz.logins import Request, judge
 
 _DISCONNECT, _IGNORE, _UNIMPLEMENTED, _DEBUG = 1, 2, 3, 4
 _SERVICE_REQUEST, _SERVICE_ACCEPT, _EXT_INFO, _KEXINIT, _NEWKEYS = 5, 6, 7, 20, 21
@@ -31,10 +31,19 @@ class Ledger:
     """The account of one connection. ``sent`` and ``received`` are told each payload in the clear,
     ``settle`` that the server has had its turn, and owes nothing any more."""
 
-    def __init__(self, ring: dict[str, Known], users: frozenset[bytes], sessions: int) -> None:
-        self._ring, self._users = ring, users
+    def __init__(
+        self,
+        ring: dict[str, Known],
+        users: frozenset[bytes],
+        sessions: int,
+        certified: Callable[[bytes], Judged] = lambda blob: NO_CERTIFICATE,
+    ) -> None:
+        """``certified`` judges a certificate."""
+        self._ring, self._users, self._certified = ring, users, certified
         self.channels = Channels(sessions)
         self.logged_in = False
+        self.logins: list[Request] = []
+        """Requests that may have logged in."""
         self.session = b""
         """The session id (RFC 4253, section 7.2)."""
         self.reason: int | None = None
@@ -55,6 +64,8 @@ class Ledger:
         # Requests of the server's that the client has not answered.
         self._asked = 0
         self._authenticating = False
+        # Whether it must be told, may be, and was, why a certificate does not count.
+        self._must_tell = self._may_tell = self._told = False
         # Packets that need not be understood -> whether that must be said.
         self._strange: dict[int, bool] = {}
         self._before_login: dict[int, Callable[[Reader, bool], None]] = {
@@ -129,14 +140,18 @@ class Ledger:
         self._services.append(Owed(frozenset((_SERVICE_ACCEPT,)), False))
 
     def _sent_auth(self, reader: Reader, lenient: bool) -> None:
-        request = judge(reader, self.session, self._ring, self._users, _certified)
+        request = judge(reader, self.session, self._ring, self._users, self._certified)
+        certificate = request.certificate
+        self._may_tell = self._may_tell or (certificate is not None and certificate.vouched)
+        self._must_tell = self._must_tell or (request.told and not lenient)
         allowed = {_AUTH_FAILURE}
         if request.good:
+            self.logins.append(request)
             # One that is good but for a length in it may be refused.
             exact = request.exact and not lenient
             allowed = {_AUTH_SUCCESS} if exact else {_AUTH_SUCCESS, _AUTH_FAILURE}
-        elif request.key is not None and not request.signed:
-            allowed.add(_PK_OK)
+        elif request.asked:
+            allowed = {_PK_OK} if request.exact and not lenient else {_PK_OK, _AUTH_FAILURE}
         self._auth.append(Owed(frozenset(allowed), not lenient))
 
     def _sent_global(self, reader: Reader, lenient: bool) -> None:
@@ -173,7 +188,7 @@ class Ledger:
         elif number in (_AUTH_FAILURE, _AUTH_SUCCESS, _PK_OK) and not self.logged_in:
             self._got_auth(number)
         elif number == _BANNER and self._authenticating and not self.logged_in:
-            reader.string()
+            self._got_banner(reader.string())
         elif number in (_GLOBAL_SUCCESS, _GLOBAL_FAILURE):
             take(self._global, number)
             if number == _GLOBAL_SUCCESS:
@@ -220,12 +235,22 @@ class Ledger:
             raise Wrong("service", f"{name!r} was accepted")
         self._authenticating = True
 
+    def _got_banner(self, text: bytes) -> None:
+        self._told = self._told or (text[:1] == b"[" and b"log in as" not in text)
+        # A security key's certificate is refused for what it is, whoever has issued it.
+        if b"certificate" in text and b"sk-" not in text and not self._may_tell:
+            raise Wrong("told", f"of a certificate of nobody's: {text!r}")
+
     def _got_auth(self, number: int) -> None:
         if number == _AUTH_SUCCESS and not any(number in owed.allowed for owed in self._auth):
             raise Wrong("login", "USERAUTH_SUCCESS, and nobody who may log in has signed")
         take(self._auth, number)
         if number == _AUTH_SUCCESS:
             self.logged_in = True
+            terminals = (
+                each.certificate is None or each.certificate.terminal for each in self.logins
+            )
+            self.channels.terminals = any(terminals)
             # What was sent behind a request that succeeds is void (RFC 4252, section 5.1).
             self._auth.clear()
 
@@ -236,12 +261,13 @@ class Ledger:
             settle(self._auth, vague, "USERAUTH_REQUEST")
             settle(self._global, vague, "GLOBAL_REQUEST")
             self.channels.settle(vague)
+            if self._must_tell and not (self._told or self.logged_in or vague):
+                raise Wrong("told", "nothing, of a trusted CA's certificate that is refused")
             if any(self._strange.values()):
                 raise Wrong("unanswered", f"UNIMPLEMENTED of packets {list(self._strange)}")
         self._strange.clear()
         self._services.clear()
         self._to_prove.clear()
-
-
-def _certified(blob: bytes) -> bytes | None:
-    return certified(blob, ALICE.name.encode())
+        self._must_tell = self._may_tell = False
+        if not self.logged_in:
+            self.logins.clear()

@@ -9,9 +9,10 @@ from twisted.internet.interfaces import IAddress
 from twisted.test import iosim
 
 from tests.fuzz.channels import Wrong
+from tests.fuzz.edits import edit
 from tests.fuzz.ledger import Ledger
 from tests.fuzz.sealed import SealedClient
-from tests.fuzz.steps import Maker, edit
+from tests.fuzz.steps import Maker
 
 _GLOBAL_REQUEST, _REQUEST_FAILURE = 80, 82
 # What the server may write in one turn; more is taken for an endless loop.

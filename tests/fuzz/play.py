@@ -16,12 +16,15 @@ from twisted.python.failure import Failure
 from twisted.test import iosim
 
 from tests.fuzz.balancer import present
+from tests.fuzz.certify import Judged
 from tests.fuzz.channels import Wrong
+from tests.fuzz.edits import edit
 from tests.fuzz.keyring import ring_at
 from tests.fuzz.ledger import Ledger
+from tests.fuzz.logins import Request
 from tests.fuzz.peer import Client, Runaway
 from tests.fuzz.sealed import SUITES
-from tests.fuzz.steps import Maker, NoChannel, Program, Step, edit
+from tests.fuzz.steps import Maker, NoChannel, Program, Step
 from tests.fuzz.world import World, watched_log, weigh
 from tests.sshpair import ALICE
 
@@ -76,7 +79,7 @@ class Play:
 
     def __init__(self, world: World, endings: Counter[str]) -> None:
         self._world, self._endings = world, endings
-        self._maker = Maker(world.ring, ALICE.name.encode())
+        self._maker = Maker(world.ring, ALICE.name.encode(), world.time_of_day)
         self._maker.host_keys = world.factory.host_keys.blobs
         self.packets = 0
         self.servers: list[Any] = []
@@ -108,7 +111,8 @@ class Play:
         self.servers.append(self.server)
         last = self._present(*balancer) if balancer else b""
         sessions = world.config.limits.sessions_per_connection
-        self.ledger = Ledger(ring_at(world.ring, self._address), world.users, sessions)
+        ring = ring_at(world.ring, self._address)
+        self.ledger = Ledger(ring, world.users, sessions, self._certified)
         line = bytes.fromhex(version)
         tidy = line.startswith(b"SSH-2.0-") and line.isascii() and len(line) < 200
         self.client = Client(self.ledger, self._maker, line, tampers, suite)
@@ -125,6 +129,9 @@ class Play:
             self._client_end.stream = [line]
         self._client_end.stream.insert(0, last)
         self._deliver()
+
+    def _certified(self, blob: bytes) -> Judged:
+        return self._world.judge_certificate(blob, self._address)
 
     def _present(self, header: str, cuts: list[int], hold: int) -> bytes:
         self.packets += 1
@@ -285,8 +292,20 @@ class Play:
                 raise Wrong("disconnect", "DISCONNECT, and the connection goes on")
             if self._end.reading and self.ledger.secure:
                 self.ledger.settle()
-        if len(self._world.guests.opened) > self._guests_before and not self.ledger.logged_in:
+        opened = len(self._world.guests.opened) > self._guests_before
+        if opened and not self.ledger.logged_in:
             raise Wrong("login", "a console was opened before the login")
+        self._look_at_login(opened)
+
+    def _look_at_login(self, opened: bool) -> None:
+        logins = self.ledger.logins if self.ledger.logged_in else []
+        for event in self._world.events.named("login_accepted"):
+            if logins and event["user"] not in [each.user for each in logins]:
+                raise Wrong("user", f"{event['user']}, and it is {logins[0].user}")
+        if opened and logins and not self.ledger.channels.terminals:
+            raise Wrong("forced", "a console without a terminal")
+        if opened and logins and all(_lists(each) for each in logins):
+            raise Wrong("forced", "a console, by a certificate whose command is list")
 
     def _look_at_the_end(self) -> None:
         told = self.ledger.reason is not None or self._client_left or self.client.stranger
@@ -325,3 +344,7 @@ class Play:
             if ip_address(event.get("address", self._address)) != ip_address(self._address):
                 raise Wrong("address", f"{event['address']} is told, not {self._address}")
         self._world.forget()
+
+
+def _lists(login: Request) -> bool:
+    return login.certificate is not None and login.certificate.forced == b"list"

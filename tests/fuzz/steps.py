@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.conch.ssh.common import NS
 
-from tests.fuzz.certify import certificate
+from tests.fuzz.authority import certificate
 from tests.fuzz.keyring import Known, sign
 
 Step = list[Any]
@@ -20,11 +20,11 @@ class NoChannel(Exception):
 
 
 class Maker:
-    """Makes payloads of fields. ``user`` is whom certificates are for, ``numbers`` are the server's
-    of the channels that are open."""
+    """Makes payloads of fields. ``user`` is whom certificates are for, ``now`` is the
+    time of day by which they count; ``numbers`` are the server's of the channels that are open."""
 
-    def __init__(self, ring: dict[str, Known], user: bytes) -> None:
-        self._ring, self._user = ring, user
+    def __init__(self, ring: dict[str, Known], user: bytes, now: Callable[[], float]) -> None:
+        self._ring, self._user, self._now = ring, user, now
         self._next = 0
         self.session = b""
         self.host_keys: list[bytes] = []
@@ -60,26 +60,10 @@ class Maker:
             blobs = [*self.host_keys, self._ring["alice"].blob]
             return NS(blobs[values[0] % len(blobs)])
         if kind == "cert":
-            return NS(certificate(self._ring[values[0]], self._user, values[1]))
+            name, how = values
+            return NS(certificate(self._ring[name], self._user, how, self._now()))
         if kind == "sig":
             name, algorithm, how = values
             message = NS(self.session) + before
             return NS(sign(self._ring[name], message, algorithm.encode(), how))
         raise ValueError(f"there is no field {kind!r}")
-
-
-def edit(data: bytes, edits: Sequence[Sequence[Any]]) -> bytes:
-    """The data, edited; places beyond the end are counted from the beginning again."""
-    for kind, *values in edits:
-        at = values[0] % (len(data) + 1) if kind != "add" else 0
-        if kind == "add":
-            data += bytes.fromhex(values[0])
-        elif kind == "cut":
-            data = data[:at]
-        elif kind == "put":
-            data = data[:at] + bytes.fromhex(values[1]) + data[at:]
-        elif kind == "drop":
-            data = data[:at] + data[at + values[1] :]
-        elif kind == "flip" and at < len(data):
-            data = data[:at] + bytes((data[at] ^ values[1],)) + data[at + 1 :]
-    return data

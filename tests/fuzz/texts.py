@@ -1,4 +1,5 @@
-"""Texts that an operator or an engine writes: revocation lists, lines of authorized_keys, ports.
+"""Texts that an operator or an engine writes: revocation lists, lines of authorized_keys, ports;
+and those of ``texts_trust.py``.
 
 The first step is ``["texts", WHICH]``; then ``["line", HEX, MEANING]`` for each line. MEANING is
 what the line says, null when a mistake was made in it: it may be refused then, with the parser's
@@ -21,10 +22,17 @@ from twisted.conch.ssh.common import NS
 from twisted.internet.testing import MemoryReactorClock
 
 from tests.fuzz.channels import Wrong
+from tests.fuzz.edits import edit
 from tests.fuzz.grammar import Grammar
 from tests.fuzz.handshakes import Handshakes
 from tests.fuzz.play import Finding, judged
-from tests.fuzz.steps import Program, Step, edit
+from tests.fuzz.steps import Program, Step
+from tests.fuzz.texts_trust import (
+    authority_line,
+    host_file,
+    read_authorities,
+    read_host_files,
+)
 from tests.fuzz.world import World
 from vmconsole.engine.keyline import parse_key_line
 from vmconsole.errors import ConfigError
@@ -113,16 +121,25 @@ def port_line(random: Random) -> tuple[str, list[Any] | None]:
     return random.choice(_PORTS), None
 
 
-_LINES = {"revocation": revocation_line, "options": options_line, "ports": port_line}
+_LINES = {
+    "authorities": authority_line,
+    "options": options_line,
+    "ports": port_line,
+    "revocation": revocation_line,
+}
+_HOST_FILES = "host"
 
 
 def texts_program(grammar: Grammar, length: int) -> Program:
     """Some lines, mistakes in a few."""
     random = grammar.random
-    which = random.choice(sorted(_LINES))
+    which = random.choice(sorted((*_LINES, _HOST_FILES)))
     rate = random.choice((0.0, 0.1, 0.6))
     program: Program = [["texts", which]]
     for _ in range(random.randrange(1, length)):
+        if which == _HOST_FILES:
+            program.append(host_file(random, Handshakes(grammar), rate))
+            continue
         text, meaning = _LINES[which](random)
         data = text.encode()
         if random.random() < rate:
@@ -199,6 +216,14 @@ class TextPlay:
                     may = not self._world.refusal(options, address, now)
                     if meaning is not None and may != _allowed(meaning, address, now):
                         raise Wrong("options", f"{text!r} for {address} at {now}: {may}")
+
+    # --- whom to trust
+
+    def _read_authorities(self, steps: list[Step]) -> None:
+        read_authorities(self._world, self._endings, steps)
+
+    def _read_host(self, steps: list[Step]) -> None:
+        read_host_files(self._world, self._endings, steps)
 
     # --- ports
 
