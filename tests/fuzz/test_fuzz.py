@@ -24,12 +24,12 @@ from tests.fuzz.logins import judge
 from tests.fuzz.measure import measured
 from tests.fuzz.peer import Runaway
 from tests.fuzz.play import Finding
+from tests.fuzz.slices import SEED, SliceCase
 from tests.fuzz.steps import Program, Step
 from tests.fuzz.watchdog import cpu_limit
 from tests.fuzz.world import start_logging
 
 CORPUS = Path(__file__).parent / "corpus"
-SEED = 6
 
 
 def setUpModule() -> None:
@@ -47,16 +47,8 @@ def found(hole: str, layer: str, packets: int, seed: int = 1) -> Discovery | Non
     return None
 
 
-class SliceTests(SynchronousTestCase):
+class SliceTests(SliceCase):
     """The server, as it is, a few thousand packets of each layer."""
-
-    def fuzz(self, layer: str, packets: int) -> Campaign:
-        """Nothing is found."""
-        campaign = Campaign(SEED, [layer])
-        while campaign.packets < packets:
-            discovery = campaign.run_one()
-            self.assertIsNone(discovery, f"seed {SEED}")
-        return campaign
 
     def test_bytes(self) -> None:
         """Bytes that are no ssh, version lines, and packets in the clear."""

@@ -11,9 +11,8 @@ from tests.fuzz.campaign import Campaign, make_program
 from tests.fuzz.crowd_rules import source_of
 from tests.fuzz.holes import HOLES
 from tests.fuzz.keyring import PROVE
+from tests.fuzz.slices import SliceCase
 from tests.fuzz.world import start_logging
-
-SEED = 6
 
 
 def setUpModule() -> None:
@@ -21,15 +20,8 @@ def setUpModule() -> None:
     start_logging()
 
 
-class SliceTests(SynchronousTestCase):
+class SliceTests(SliceCase):
     """The server, as it is."""
-
-    def fuzz(self, layer: str, packets: int) -> Campaign:
-        """Nothing is found."""
-        campaign = Campaign(SEED, [layer])
-        while campaign.packets < packets:
-            self.assertIsNone(campaign.run_one(), f"seed {SEED}")
-        return campaign
 
     def test_balancers(self) -> None:
         """PROXY headers, whole and not, and logins behind them."""
